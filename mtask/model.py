@@ -1,0 +1,374 @@
+"""The words of mtask as types: what is stored, what is sent, and what comes back.
+
+All of them are immutable. Those that travel have one JSON form (`encode`, `decode`), in which
+unknown fields are ignored and missing ones take their default, so that a newer worker reads what
+an older manager wrote. Times are seconds since the epoch, UTC; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+import msgspec
+
+from mtask.errors import MessageError
+
+__all__ = [
+    "MESSAGE_VERSION",
+    "Bag",
+    "BagState",
+    "Block",
+    "Counts",
+    "DeadMessage",
+    "Delivery",
+    "Failure",
+    "Message",
+    "Reason",
+    "Result",
+    "Running",
+    "Spec",
+    "State",
+    "Task",
+    "WorkerStatus",
+]
+
+MESSAGE_VERSION = 1
+"""Raised when an older worker would misread a message; see `Message.decode`."""
+
+ID_COLUMN = "id"
+COMMAND_COLUMN = "command"
+TAIL_BYTES = 16 * 1024
+
+Kind = Literal["call", "run", "shell", "command"]
+
+
+class State(StrEnum):
+    """How a task ended. A task of a cancelled bag may end with its bag instead, and has no row then."""
+
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+class BagState(StrEnum):
+    """`open`: tasks may be added; `sealed`: all are there; `cancelled`: nothing of it runs any more."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    CANCELLED = "cancelled"
+
+
+class Reason(StrEnum):
+    """Why an attempt failed."""
+
+    RAISED = "raised"
+    """The function raised."""
+    EXIT = "exit"
+    """The command, or the child that ran the function, exited with a status that is not 0."""
+    SIGNAL = "signal"
+    """A signal killed the command or the child (segmentation fault, out of memory, …)."""
+    TIMEOUT = "timeout"
+    VALUE = "value"
+    """The function returned something that has no JSON form."""
+    START = "start"
+    """The function or the program could not be found or started."""
+    LOST = "lost"
+    """The workers that ran it died, `max_deliveries` times."""
+    MEMORY = "memory"
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the tasks of a bag have in common: what to run, and how.
+
+    Raises ValueError for a spec that makes no sense, also when decoded.
+    """
+
+    kind: Kind
+    target: tuple[str, ...] = ()
+    """`call`: ("module:function",); `run`: argv words with {column}s; `shell`: (script,);
+    `command`: (), each row has a command line of its own in its column `command`."""
+    retries: int = 3
+    """How many failed attempts of a task are tried again."""
+    timeout_s: float | None = None
+    """Longest time of one attempt; None is for ever."""
+    lease_s: float = 60.0
+    """How long after a worker's death its messages go to another."""
+    max_deliveries: int = 5
+    """How many workers may die with a task before it fails as `lost`."""
+    backoff_s: float = 1.0
+    """The longest pause before the first retry; it doubles with each further one."""
+    backoff_max_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if len(self.target) != {"call": 1, "shell": 1, "command": 0}.get(self.kind, len(self.target)):
+            raise ValueError(f"a spec of kind {self.kind!r} can't have the target {self.target!r}")
+        if self.kind == "run" and not self.target:
+            raise ValueError("a command needs at least one word")
+        if self.retries < 0:
+            raise ValueError("retries must be 0 or more")
+        if self.max_deliveries < 1:
+            raise ValueError("max_deliveries must be 1 or more")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise ValueError("timeout_s must be more than 0")
+        if self.lease_s < 1:
+            raise ValueError("lease_s must be 1 or more")
+        if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
+            raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        return " ".join(self.target) if self.target else "column 'command'"
+
+
+class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A named set of tasks that share a spec."""
+
+    name: str
+    spec: Spec
+    columns: tuple[str, ...] = ()
+    """The names of the tasks' parameters, in the order of the values of a row."""
+    digest: str = ""
+    """Of the columns and all rows: tells whether a second submit brings the same tasks."""
+    uid: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Tells the bag from another one that had the same name before."""
+    state: BagState = BagState.OPEN
+    total: int = 0
+    """Number of tasks; final when sealed."""
+    sent: int = 0
+    """Tasks [0, sent) were certainly sent to the queue once."""
+    source: str = ""
+    """Where the tasks came from, for people."""
+    created_at: float = msgspec.field(default_factory=time.time)
+    """UTC."""
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of parameters."""
+
+    bag: str
+    index: int
+    id: str | None
+    params: dict[str, Any]
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """`count` consecutive tasks of a bag, beginning with index `first`, as stored in the table."""
+
+    bag: str
+    number: int
+    """0, 1, 2, … in the order of the tasks."""
+    first: int
+    count: int
+    rows: bytes
+    """A JSON array of `count` arrays, each with one value for each of the bag's columns."""
+
+    def tasks(self, columns: tuple[str, ...]) -> Iterator[Task]:
+        id_at = columns.index(ID_COLUMN) if ID_COLUMN in columns else None
+        for offset, row in enumerate(msgspec.json.decode(self.rows, type=list[list[Any]])):
+            user_id = None if id_at is None else as_id(row[id_at])
+            params = dict(zip(columns, row, strict=True))
+            yield Task(bag=self.bag, index=self.first + offset, id=user_id, params=params)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the queue carries: `count` consecutive tasks of one bag, with their parameters."""
+
+    v: int = MESSAGE_VERSION
+    bag: str
+    uid: str
+    """The bag's uid."""
+    block: int
+    first: int
+    count: int
+    columns: tuple[str, ...] = ()
+    rows: msgspec.Raw | None = None
+    """A JSON array of `count` arrays; None: too big to be sent, to be read from the table's block."""
+    attempt: int = 0
+    """How many attempts of these tasks have failed before (more than 0 only when count is 1)."""
+    deaths: int = 0
+    """How many workers died with these tasks before this message was sent."""
+    check: bool = False
+    """Some of the tasks may have been sent or done before: look for their rows before running them."""
+    sent_at: float = 0.0
+    not_before: float | None = None
+    """Don't start before this time (UTC)."""
+
+    def encode(self) -> bytes:
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def of(cls, bag: Bag, block: Block, *, check: bool = False) -> Self:
+        """The message of a whole block."""
+        return cls(
+            bag=bag.name,
+            uid=bag.uid,
+            block=block.number,
+            first=block.first,
+            count=block.count,
+            columns=bag.columns,
+            rows=msgspec.Raw(block.rows),
+            check=check,
+            sent_at=round(time.time(), 3),
+        )
+
+    @classmethod
+    def decode(cls, body: bytes) -> Message:
+        """Read a body; raises MessageError, which says what is wrong with it.
+
+        The rows are checked to be JSON, but not decoded: the process that runs them does that.
+        """
+        try:
+            message = _MESSAGE_DECODER.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MessageError(f"not a message: {error}") from None
+        if message.v > MESSAGE_VERSION:
+            raise MessageError(
+                f"a message of version {message.v}; this mtask reads up to {MESSAGE_VERSION}: upgrade it"
+            )
+        if message.count < 1 or message.first < 0 or message.block < 0 or message.attempt < 0:
+            raise MessageError("not a message: a count or an index is out of range")
+        return message
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as one worker received it."""
+
+    body: bytes
+    token: Any
+    """Proof of the lease, opaque to the engine; a new one with each extension."""
+    deliveries: int = 1
+    """How often the message was delivered, this time included."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a task failed."""
+
+    reason: Reason
+    type: str
+    """The exception's class, or the reason again where there was no exception."""
+    message: str
+    traceback: str = ""
+    """Frames of the user's code only."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task's row in the table. Made by `Result.done`, `Result.failed` or `Result.expired`."""
+
+    bag: str
+    index: int
+    state: State
+    id: str | None = None
+    value_json: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="value")
+    error: Failure | None = None
+    exit_code: int | None = None
+    """Of a command; -N: killed by signal N."""
+    stdout: str = ""
+    stderr: str = ""
+    attempt: int = 1
+    """Which attempt this was, from 1."""
+    worker: str = ""
+    host: str = ""
+    queued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+    """Largest resident set of the process that ran it."""
+
+    def __post_init__(self) -> None:
+        if (self.state is State.DONE) == (self.error is not None):
+            raise ValueError(f"a {self.state} result {'needs' if self.error is None else 'has no'} error")
+
+    @property
+    def value(self) -> Any:
+        """What the function returned; None for commands and for tasks that are not `done`."""
+        return msgspec.json.decode(self.value_json)
+
+    @classmethod
+    def done(cls, bag: str, index: int, *, value: Any = None, **fields: Any) -> Self:
+        raw = value if isinstance(value, msgspec.Raw) else msgspec.Raw(msgspec.json.encode(value))
+        return cls(bag=bag, index=index, state=State.DONE, value_json=raw, **fields)
+
+    @classmethod
+    def failed(cls, bag: str, index: int, error: Failure, **fields: Any) -> Self:
+        return cls(bag=bag, index=index, state=State.FAILED, error=error, **fields)
+
+    @classmethod
+    def expired(cls, bag: str, index: int, message: str, **fields: Any) -> Self:
+        error = Failure(reason=Reason.START, type="expired", message=message)
+        return cls(bag=bag, index=index, state=State.EXPIRED, error=error, **fields)
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of a bag ended how. `total` grows until the bag is sealed."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    expired: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.done + self.failed + self.expired
+
+    @property
+    def left(self) -> int:
+        return self.total - self.ended
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that a worker runs now."""
+
+    bag: str
+    index: int
+    since: float
+    """UTC."""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker's heartbeat."""
+
+    worker: str
+    host: str
+    pid: int
+    slots: int
+    state: Literal["working", "draining", "stopped"] = "working"
+    running: tuple[Running, ...] = ()
+    done: int = 0
+    failed: int = 0
+    """Failed attempts."""
+    rate: float = 0.0
+    """Tasks that ended a second, of late."""
+    started_at: float = 0.0
+    beat_at: float = 0.0
+    """UTC, by the table's clock where it has one."""
+    interval_s: float = 5.0
+    """The next beat comes within this time; after three without one the worker counts as dead."""
+    version: str = ""
+
+    def alive(self, now: float) -> bool:
+        return self.state != "stopped" and now - self.beat_at < 3 * self.interval_s
+
+
+class DeadMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that could not be read, set aside in the table with its body."""
+
+    body: bytes
+    reason: str
+    worker: str = ""
+    at: float = msgspec.field(default_factory=time.time)
+
+
+def as_id(value: Any) -> str:
+    """A user's own name for a task, as text."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+_ENCODER = msgspec.json.Encoder()
+_MESSAGE_DECODER = msgspec.json.Decoder(Message)

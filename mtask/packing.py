@@ -1,0 +1,77 @@
+"""From rows to blocks and messages, and from one message to several. Pure functions.
+
+How many tasks a block takes is a compromise: a request costs money and time, and a message is the
+unit that one worker holds. `auto` begins with single tasks, so that a small bag spreads over all
+workers, and grows by one task a message for every `GROWTH` tasks already packed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from mtask.model import Message
+
+__all__ = ["BLOCK_BYTES", "GROWTH", "auto_count", "join_rows", "pack", "single", "slice_message", "split_rows"]
+
+BLOCK_BYTES = 48 * 1024
+"""Encoded size of a block's rows: with its envelope, one 64 KiB billing unit of SQS, and one message
+of Azure's after base64."""
+GROWTH = 500
+MOST = 1000
+
+_ROWS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def auto_count(first: int) -> int:
+    """How many tasks the block takes that begins with task `first`."""
+    return min(MOST, max(1, first // GROWTH))
+
+
+def pack(
+    rows: Iterable[bytes], *, per_message: int | None = None, first: int = 0, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[int, int, bytes]]:
+    """Pack encoded rows into blocks; yields (index of the first task, count, JSON array of rows).
+
+    Each row is a JSON array. A row larger than `block_bytes` gets a block of its own. The result
+    depends on the rows alone, so that an interrupted submit packs the same blocks again.
+    """
+    held: list[bytes] = []
+    size, most = 0, per_message or auto_count(first)
+    for row in rows:
+        if held and (len(held) == most or size + len(row) + 1 > block_bytes):
+            yield first, len(held), join_rows(held)
+            first += len(held)
+            held, size, most = [], 0, per_message or auto_count(first)
+        held.append(row)
+        size += len(row) + 1
+    if held:
+        yield first, len(held), join_rows(held)
+
+
+def join_rows(rows: Sequence[bytes | msgspec.Raw]) -> bytes:
+    return b"[" + b",".join(rows) + b"]"
+
+
+def split_rows(rows: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The rows of a block or message, each still encoded. Raises msgspec.DecodeError."""
+    return _ROWS.decode(rows)
+
+
+def slice_message(message: Message, rows: Sequence[msgspec.Raw], start: int, stop: int) -> Message:
+    """A message of the tasks `start` to `stop` (offsets in this one), whose rows are `rows`."""
+    return msgspec.structs.replace(
+        message,
+        first=message.first + start,
+        count=stop - start,
+        rows=msgspec.Raw(join_rows(rows[start:stop])),
+        sent_at=round(time.time(), 3),
+    )
+
+
+def single(message: Message, rows: Sequence[msgspec.Raw], index: int) -> Message:
+    """A message of the one task `index` of this message."""
+    offset = index - message.first
+    return slice_message(message, rows, offset, offset + 1)

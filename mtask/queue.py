@@ -1,0 +1,99 @@
+"""The interface of a queue: one of the two things that a backend supplies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from mtask.model import Delivery, Message
+
+__all__ = ["Depth", "Extension", "Queue", "QueueLimits"]
+
+
+class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a queue can and can't do. `docs/backends.md` shows these."""
+
+    message_bytes: int
+    """Largest encoded message."""
+    send_batch: int
+    """Messages that go into one request of `send`; more are sent as several requests."""
+    receive_batch: int
+    """Most messages that one `receive` returns."""
+    lease_s: float = math.inf
+    """Longest lease that `receive` or one `extend` gives."""
+    hold_s: float = math.inf
+    """Longest time that a message can be held in all, however often it is extended."""
+    delay_s: float = math.inf
+    """Longest delay of `send` and `release`."""
+    wait_s: float = math.inf
+    """Longest wait of one `receive`."""
+    extends: bool = True
+    """Can a lease be extended?"""
+    counts_deliveries: bool = True
+    """Is `Delivery.deliveries` true?"""
+    counts_releases: bool = False
+    """Does a released message come back with its delivery counted?"""
+    knows_depth: bool = True
+    workers_send: bool = True
+    """Can a worker send? (Not on an execute node of HTCondor.) If not, it neither splits nor retries."""
+
+
+class Depth(NamedTuple):
+    """How many messages there are; None where the vendor can't know."""
+
+    ready: int | None
+    """Can be received now."""
+    leased: int | None
+    delayed: int | None
+
+
+class Extension(NamedTuple):
+    """What became of leases that were to be extended."""
+
+    extended: list[Delivery]
+    """The same deliveries with their new tokens."""
+    lost: list[Delivery]
+    """Their leases are over for good: the messages are, or will be, somebody else's.
+
+    A delivery in neither list met a passing fault: it is still held, and is to be tried again.
+    """
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """Carries messages, each leased to one worker at a time, at least once.
+
+    All methods block, may be called from any thread, and raise UnavailableError when the vendor is
+    out of reach and BackendError when it refuses. A lease is measured by the vendor's clock where
+    it has one. Stale deliveries, whose lease ran out, never harm the present holder.
+    """
+
+    @property
+    def limits(self) -> QueueLimits: ...
+
+    def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
+        """Send all; they can be received after `delay_s`. Raises SendError naming those not sent."""
+        ...
+
+    def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
+        """Take up to `max_messages`; return as soon as there is one, or none after `wait_s`."""
+        ...
+
+    def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
+        """Hold for another `lease_s` from now. The old tokens are void for those extended."""
+        ...
+
+    def delete(self, deliveries: Sequence[Delivery]) -> None:
+        """Remove those that are still held; the others are left alone, silently."""
+        ...
+
+    def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
+        """Give back those that are still held, to be received by anyone after `delay_s`."""
+        ...
+
+    def depth(self) -> Depth: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,129 @@
+"""The interface of a table: the other of the two things that a backend supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.queue import Queue
+
+__all__ = ["Table"]
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Holds the truth: bags, their blocks, one row a task, and the workers' heartbeats.
+
+    All methods block, may be called from any thread, and raise UnavailableError when the vendor is
+    out of reach and BackendError when it refuses. What a method wrote is durable when it returns.
+    """
+
+    # -- bags ---------------------------------------------------------------------------------------
+
+    def create_bag(self, bag: Bag) -> None:
+        """Store a new bag; raises BagExistsError when the name is taken."""
+        ...
+
+    def bag(self, name: str) -> Bag:
+        """Raises BagNotFoundError."""
+        ...
+
+    def bags(self) -> list[Bag]:
+        """All, oldest first."""
+        ...
+
+    def update_bag(
+        self,
+        name: str,
+        *,
+        state: BagState | None = None,
+        total: int | None = None,
+        sent: int | None = None,
+        digest: str | None = None,
+    ) -> None:
+        """Set what is given; `total` and `sent` never go down. Raises BagNotFoundError."""
+        ...
+
+    # -- blocks -------------------------------------------------------------------------------------
+
+    def put_blocks(self, blocks: Sequence[Block]) -> None:
+        """Store blocks of one bag; one that is there already (same bag and number) is left as it is."""
+        ...
+
+    def block(self, bag: str, number: int) -> Block:
+        """Raises KeyError."""
+        ...
+
+    def blocks(self, bag: str, *, first: int = 0) -> Iterator[Block]:
+        """In order, from block number `first` on; streams."""
+        ...
+
+    # -- results ------------------------------------------------------------------------------------
+
+    def record(self, results: Sequence[Result]) -> None:
+        """Store rows, one a task: a failure never replaces a `done` row, a `done` row is never
+        replaced at all, and anything else is replaced by what comes later."""
+        ...
+
+    def recorded(self, bag: str, indexes: Collection[int]) -> set[int]:
+        """Which of these tasks have a row."""
+        ...
+
+    def results(
+        self,
+        bag: str,
+        *,
+        states: Collection[State] | None = None,
+        after: int | None = None,
+        indexes: Collection[int] | None = None,
+    ) -> Iterator[Result]:
+        """The rows in order of index, from behind index `after`; streams, in pages inside."""
+        ...
+
+    def counts(self, bag: str) -> Counts:
+        """Cheap, however large the bag. Raises BagNotFoundError."""
+        ...
+
+    def retract(self, bag: str, indexes: Collection[int]) -> set[int]:
+        """Take the rows of these tasks out, `done` ones excepted, and keep them as attempts.
+
+        Returns the indexes that had such a row.
+        """
+        ...
+
+    def keep_attempts(self, results: Sequence[Result]) -> None:
+        """Keep failed attempts that are tried again, beside the rows; they count nowhere."""
+        ...
+
+    def attempts(self, bag: str, *, after: int | None = None) -> Iterator[Result]:
+        """The attempts kept, in order of index and attempt; streams."""
+        ...
+
+    # -- workers and dead messages ------------------------------------------------------------------
+
+    def beat(self, status: WorkerStatus) -> None:
+        """Store a worker's heartbeat in place of its last, stamped with the table's clock if it has one."""
+        ...
+
+    def workers(self) -> list[WorkerStatus]:
+        """The last heartbeat of each worker of the last day, oldest worker first."""
+        ...
+
+    def set_aside(self, messages: Sequence[DeadMessage]) -> None:
+        """Keep messages that nobody can read."""
+        ...
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """Those set aside, oldest first."""
+        ...
+
+    # -- both at once -------------------------------------------------------------------------------
+
+    def transaction(self, queue: Queue) -> AbstractContextManager[None]:
+        """Within it, what this thread does to this table and to `queue` happens together or not at
+        all where one database holds both; elsewhere each call takes effect by itself, in order."""
+        ...
+
+    def close(self) -> None: ...
