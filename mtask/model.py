@@ -41,6 +41,7 @@ MESSAGE_VERSION = 1
 
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"
+NO_ROWS = msgspec.Raw(b"null")
 TAIL_BYTES = 16 * 1024
 
 Kind = Literal["call", "run", "shell", "command"]
@@ -186,8 +187,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     first: int
     count: int
     columns: tuple[str, ...] = ()
-    rows: msgspec.Raw | None = None
-    """A JSON array of `count` arrays; None: too big to be sent, to be read from the table's block."""
+    rows: msgspec.Raw = NO_ROWS
+    """A JSON array of `count` arrays; `NO_ROWS`: too big to be sent, to be read from the table's block."""
     attempt: int = 0
     """How many attempts of these tasks have failed before (more than 0 only when count is 1)."""
     deaths: int = 0
@@ -197,6 +198,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sent_at: float = 0.0
     not_before: float | None = None
     """Don't start before this time (UTC)."""
+
+    @property
+    def has_rows(self) -> bool:
+        return len(self.rows) != len(NO_ROWS) or bytes(self.rows) != bytes(NO_ROWS)
 
     def encode(self) -> bytes:
         return _ENCODER.encode(self)

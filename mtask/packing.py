@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from mtask.model import Message
+from mtask.model import NO_ROWS, Block, Message
 
-__all__ = ["BLOCK_BYTES", "GROWTH", "auto_count", "join_rows", "pack", "single", "slice_message", "split_rows"]
+__all__ = [
+    "BLOCK_BYTES", "GROWTH", "auto_count", "fit", "join_rows", "pack", "single", "slice_message", "split_rows",
+    "unfold",
+]
 
 BLOCK_BYTES = 48 * 1024
 """Encoded size of a block's rows: with its envelope, one 64 KiB billing unit of SQS, and one message
@@ -75,3 +78,18 @@ def single(message: Message, rows: Sequence[msgspec.Raw], index: int) -> Message
     """A message of the one task `index` of this message."""
     offset = index - message.first
     return slice_message(message, rows, offset, offset + 1)
+
+
+def fit(message: Message, message_bytes: int) -> Message:
+    """The message itself, or without its rows when a queue of this limit can't take it: whoever
+    receives it reads them from the table's block."""
+    if not message.has_rows or len(message.rows) + 1024 < message_bytes or len(message.encode()) <= message_bytes:
+        return message
+    return msgspec.structs.replace(message, rows=NO_ROWS)
+
+
+def unfold(message: Message, block: Block) -> Message:
+    """The message with its rows, which it left in the block."""
+    offset = message.first - block.first
+    rows = split_rows(block.rows)[offset : offset + message.count]
+    return msgspec.structs.replace(message, rows=msgspec.Raw(join_rows(rows)))

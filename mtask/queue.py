@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from mtask.errors import SendError
 from mtask.model import Delivery, Message
 
-__all__ = ["Depth", "Extension", "Queue", "QueueLimits"]
+__all__ = ["Depth", "Extension", "Queue", "QueueLimits", "send_all"]
 
 
 class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +55,10 @@ class Depth(NamedTuple):
 class Extension(NamedTuple):
     """What became of leases that were to be extended."""
 
-    extended: list[Delivery]
-    """The same deliveries with their new tokens."""
+    extended: list[tuple[Delivery, Delivery]]
+    """Pairs: the delivery as it was given, and the same with its new token."""
     lost: list[Delivery]
-    """Their leases are over for good: the messages are, or will be, somebody else's.
+    """As they were given. Their leases are over for good: the messages are, or will be, somebody else's.
 
     A delivery in neither list met a passing fault: it is still held, and is to be tried again.
     """
@@ -97,3 +99,17 @@ class Queue(Protocol):
     def depth(self) -> Depth: ...
 
     def close(self) -> None: ...
+
+
+def send_all(queue: Queue, messages: Sequence[Message], *, delay_s: float = 0, tries: int = 5) -> None:
+    """Send, and send again those that a batch left out; raises SendError after so many tries."""
+    pause_s = 0.05
+    for left in reversed(range(tries)):
+        try:
+            return queue.send(messages, delay_s=delay_s)
+        except SendError as error:
+            if not left:
+                raise
+            messages = [message for message, _ in error.unsent]
+        time.sleep(pause_s)
+        pause_s *= 4

@@ -21,4 +21,4 @@ def backoff_s(spec: Spec, attempt: int, rng: random.Random | None = None) -> flo
     "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     limit = min(spec.backoff_max_s, spec.backoff_s * 2.0 ** min(attempt - 1, 60))
-    return (rng or random).uniform(0, limit)  # type: ignore[union-attr]
+    return (rng or random).uniform(0, limit)

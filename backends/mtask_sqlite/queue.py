@@ -1,0 +1,233 @@
+"""A queue in an SQLite file."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mtask.errors import BackendError, SendError
+from mtask.model import Delivery, Message
+from mtask.queue import Depth, Extension, QueueLimits
+from mtask_sqlite.database import Database
+
+__all__ = ["SqliteQueue"]
+
+LIMITS = QueueLimits(message_bytes=16 * 1024 * 1024, send_batch=1000, receive_batch=1000)
+
+_POLL_S = (0.005, 0.05)
+"""Between two looks at the file by one who waits: shortest and longest. On a virtual machine a look
+costs up to 0.2 ms, mostly for sleeping and waking, so an idle worker takes 0.4 % of a core."""
+_POLL_GROWTH = 0.02
+"""The pause as a part of the time without a message, between those."""
+
+_TAKE = """
+    SELECT id, body, deliveries + 1 FROM message JOIN message_body USING (id)
+    WHERE lane = ? AND visible_at <= ? ORDER BY visible_at, id LIMIT ?
+"""
+_DEPTH = """
+    SELECT count(*) FILTER (WHERE visible_at <= :now),
+           count(*) FILTER (WHERE visible_at > :now AND token IS NOT NULL),
+           count(*) FILTER (WHERE visible_at > :now AND token IS NULL)
+    FROM message WHERE lane = :lane
+"""
+
+
+class _Token(NamedTuple):
+    id: int
+    lease: int
+    """A random number, the same for all messages taken at once, another for each time."""
+
+
+class SqliteQueue:
+    """One lane of the queue in a database.
+
+    A lease lasts until its time has come *and* somebody else has received the message: a late
+    `delete` or `release` still counts when nobody has, which saves running a task again and harms
+    no one. `extend` is strict.
+    """
+
+    limits = LIMITS
+
+    def __init__(
+        self,
+        database: Database,
+        lane: str = "main",
+        *,
+        clock: Callable[[], float] | None = None,
+        boot_id: str | None = None,
+    ) -> None:
+        """Takes over one use of `database`. The clock gives seconds, the same for all processes that
+        use the file while `boot_id` is the same."""
+        self.database = database
+        self.lane = lane
+        self._clock = clock or lease_clock
+        self._closed = False
+        self._idle_s = 0.0
+        """How long the last calls of `receive` waited in vain."""
+        self._end_leases_of_other_boots(boot_id or current_boot_id())
+
+    def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
+        bodies: list[bytes] = []
+        unsent: list[tuple[Message, str]] = []
+        for message in messages:
+            body = message.encode()
+            if len(body) <= LIMITS.message_bytes:
+                bodies.append(body)
+            else:
+                unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
+        if bodies:
+            with self._open().write() as connection:
+                self._insert(connection, bodies, self._clock() + delay_s)
+        if unsent:
+            raise SendError(unsent)
+
+    def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
+        started = time.monotonic()
+        database = self._open()
+        version = self._version(database)  # before the first look, so that no commit goes unseen
+        while True:
+            next_at = self._next_at(database)
+            if next_at is not None and next_at <= self._clock():
+                deliveries = self._take(database, max_messages, lease_s)
+                if deliveries:
+                    self._idle_s = 0.0
+                    return deliveries
+                continue  # others were quicker
+            while (seen := self._version(database)) == version:
+                waited = time.monotonic() - started
+                if waited >= wait_s or database.writing:  # in a transaction nobody else can send
+                    self._idle_s += waited
+                    return []
+                if next_at is not None and next_at <= self._clock():
+                    break
+                pause = min(max(_POLL_S[0], (waited + self._idle_s) * _POLL_GROWTH), _POLL_S[1])
+                time.sleep(min(pause, wait_s - waited))
+                database = self._open()
+            version = seen
+
+    def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
+        result = Extension([], [])
+        lease = _new_lease()
+        with self._open().write(durable=False) as connection:
+            now = self._clock()
+            for delivery in deliveries:
+                token: _Token = delivery.token
+                cursor = connection.execute(
+                    "UPDATE message SET visible_at = ?, token = ? WHERE id = ? AND token = ? AND visible_at > ?",
+                    (now + lease_s, lease, token.id, token.lease, now),
+                )
+                if cursor.rowcount:
+                    extended = Delivery(
+                        body=delivery.body, token=_Token(token.id, lease), deliveries=delivery.deliveries
+                    )
+                    result.extended.append((delivery, extended))
+                else:
+                    result.lost.append(delivery)
+        return result
+
+    def delete(self, deliveries: Sequence[Delivery]) -> None:
+        with self._open().write() as connection:
+            for delivery in deliveries:
+                token: _Token = delivery.token
+                if connection.execute("DELETE FROM message WHERE id = ? AND token = ?", token).rowcount:
+                    connection.execute("DELETE FROM message_body WHERE id = ?", (token.id,))
+
+    def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
+        with self._open().write(durable=False) as connection:
+            visible_at = self._clock() + delay_s
+            connection.executemany(
+                "UPDATE message SET visible_at = ?, token = NULL, deliveries = deliveries - 1 WHERE id = ? AND token = ?",
+                [(visible_at, *delivery.token) for delivery in deliveries],
+            )
+
+    def depth(self) -> Depth:
+        with self._open().read() as connection:
+            return Depth(*connection.execute(_DEPTH, {"now": self._clock(), "lane": self.lane}).fetchone())
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.database.close()
+
+    def _open(self) -> Database:
+        if self._closed:
+            raise BackendError(f"the queue in {self.database.path} is closed")
+        return self.database
+
+    def _insert(self, connection: sqlite3.Connection, bodies: list[bytes], visible_at: float) -> None:
+        last = connection.execute("SELECT coalesce(max(id), 0) FROM message").fetchone()[0]
+        rows = list(enumerate(bodies, last + 1))
+        connection.executemany(
+            "INSERT INTO message (id, lane, visible_at) VALUES (?, ?, ?)",
+            [(number, self.lane, visible_at) for number, _ in rows],
+        )
+        connection.executemany("INSERT INTO message_body (id, body) VALUES (?, ?)", rows)
+
+    def _take(self, database: Database, max_messages: int, lease_s: float) -> list[Delivery]:
+        # Leases end with the machine's boot anyway: a power cut may take them back.
+        with database.write(durable=False) as connection:
+            now = self._clock()
+            limit = min(max_messages, LIMITS.receive_batch)
+            rows = connection.execute(_TAKE, (self.lane, now, limit)).fetchall()
+            lease = _new_lease()
+            connection.executemany(
+                "UPDATE message SET visible_at = ?, token = ?, deliveries = deliveries + 1 WHERE id = ?",
+                [(now + lease_s, lease, number) for number, _, _ in rows],
+            )
+        return [
+            Delivery(body=body, token=_Token(number, lease), deliveries=deliveries)
+            for number, body, deliveries in rows
+        ]
+
+    def _next_at(self, database: Database) -> float | None:
+        """When the next message can be received; None: there is none."""
+        with database.read() as connection:
+            row = connection.execute(
+                "SELECT min(visible_at) FROM message WHERE lane = ?", (self.lane,)
+            ).fetchone()
+        return row[0]  # type: ignore[no-any-return]
+
+    def _version(self, database: Database) -> int:
+        """Another number after each commit of another connection; costs some microseconds.
+
+        This thread, which waits, is the only one whose commits don't show.
+        """
+        with database.read() as connection:
+            return connection.execute("PRAGMA data_version").fetchone()[0]  # type: ignore[no-any-return]
+
+    def _end_leases_of_other_boots(self, boot_id: str) -> None:
+        """Whoever held a lease or set a delay before the machine was started died with it, and the
+        lease clock has begun anew."""
+        query = "SELECT value FROM meta WHERE name = 'boot_id'"
+        with self.database.read() as connection:
+            if connection.execute(query).fetchone() == (boot_id,):
+                return
+        with self.database.write() as connection:
+            if connection.execute(query).fetchone() == (boot_id,):
+                return
+            connection.execute("UPDATE message SET visible_at = 0, token = NULL")
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id,))
+
+
+def _new_lease() -> int:
+    return secrets.randbits(63)
+
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def lease_clock() -> float:
+        """Seconds since the machine was started: one clock for all processes, which nobody sets."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def current_boot_id() -> str:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+
+else:
+    lease_clock = time.time
+
+    def current_boot_id() -> str:
+        return "wall clock"

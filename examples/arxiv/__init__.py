@@ -1,0 +1,1 @@
+"""Which topic is a paper about? See README.md."""

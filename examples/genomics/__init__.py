@@ -1,0 +1,1 @@
+"""Where in a genome do reads come from? See README.md."""

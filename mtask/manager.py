@@ -1,0 +1,283 @@
+"""The Python side of `mtask submit`, `status`, `results`, `retry` and `cancel`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mtask.errors import BagNotFoundError, UsageError
+from mtask.model import Bag, BagState, Block, Counts, Message, Result, Spec, State, Task
+from mtask.packing import fit, single, split_rows
+from mtask.queue import Queue, send_all
+from mtask.registry import open_queue, open_table
+from mtask.settings import find_urls
+from mtask.table import Table
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    import pandas
+
+    from mtask.sources import Source
+
+__all__ = ["BagHandle", "Manager", "connect"]
+
+POLL_S = (0.02, 1.0)
+"""`wait` asks the table this often: the first times, and later on."""
+BATCH = 1000
+
+
+def connect(queue: str | None = None, table: str | None = None) -> Manager:
+    """Open a queue and a table by their URLs.
+
+    What isn't given comes from MTASK_QUEUE and MTASK_TABLE, from `mtask.toml`, or is the SQLite file
+    `.mtask/mtask.db`. Raises UsageError for a URL that can't be used, BackendError when the vendor is
+    out of reach.
+    """
+    urls = find_urls(queue, table)
+    opened = open_table(urls.table)
+    try:
+        return Manager(open_queue(urls.queue), opened)
+    except BaseException:
+        opened.close()
+        raise
+
+
+class Manager:
+    """A queue and a table. Close it, or use it in a `with` statement."""
+
+    def __init__(self, queue: Queue, table: Table) -> None:
+        self.queue, self.table = queue, table
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.queue.close()
+        self.table.close()
+
+    def submit(
+        self,
+        tasks: str | os.PathLike[str] | Iterable[Any] | Source,
+        *,
+        call: str | Callable[..., Any] | None = None,
+        run: str | None = None,
+        shell: str | None = None,
+        bag: str | None = None,
+        per_message: int | None = None,
+        columns: Sequence[str] | None = None,
+        on_rows: Callable[[int], None] | None = None,
+        on_sent: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> BagHandle:
+        """Check all tasks, then store and send them.
+
+        `tasks`: a task file (CSV, JSON Lines, Parquet), or rows: mappings, dataclasses, or sequences
+        with `columns`, or a pandas DataFrame. One of `call` ("module:function", or a function that
+        can be imported), `run` (a command template) and `shell` (a script) says what to run; without
+        any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, lease_s, ….
+        The same call again goes on with a submit that was interrupted.
+
+        Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
+        BagExistsError when `bag` names other tasks.
+        """
+        from mtask.submit import claim, prepare, send
+
+        source, wish = _source(tasks, columns)
+        spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
+        prepared = prepare(source, spec, per_message=per_message, on_rows=on_rows)
+        try:
+            claimed = claim(self.table, prepared, bag or wish, explicit=bag is not None)
+            send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+        finally:
+            prepared.spool.close()
+        return BagHandle(self, claimed.name)
+
+    def bag(self, name: str) -> BagHandle:
+        """Raises BagNotFoundError."""
+        self.info(name)
+        return BagHandle(self, name)
+
+    def info(self, name: str) -> Bag:
+        """What is stored of a bag. Raises BagNotFoundError, which names the bags there are."""
+        try:
+            return self.table.bag(name)
+        except BagNotFoundError:
+            names = [bag.name for bag in self.table.bags()]
+            there = f"there are {', '.join(names[-20:])}" if names else "there is none at all"
+            raise BagNotFoundError(f"there is no bag {name!r}; {there}") from None
+
+    def bags(self) -> list[BagHandle]:
+        """All, oldest first."""
+        return [BagHandle(self, bag.name) for bag in self.table.bags()]
+
+
+class BagHandle:
+    """A bag, wherever its tasks are."""
+
+    def __init__(self, manager: Manager, name: str) -> None:
+        self._manager, self.name = manager, name
+
+    def __repr__(self) -> str:
+        return f"<mtask bag {self.name!r}>"
+
+    @property
+    def info(self) -> Bag:
+        """Spec, columns, state and totals, as stored now."""
+        return self._manager.info(self.name)
+
+    def counts(self) -> Counts:
+        return self._manager.table.counts(self.name)
+
+    def finished(self) -> bool:
+        """Has each task ended, and can none be added? True for a cancelled bag as well."""
+        state = self.info.state
+        return state is BagState.CANCELLED or (state is BagState.SEALED and self.counts().left == 0)
+
+    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
+        """Return when the bag is finished. Workers elsewhere do the work.
+
+        With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
+        """
+        from mtask.progress import Progress
+
+        began_s, pause_s = time.monotonic(), POLL_S[0]
+        with Progress(self, shown=progress) as bar:
+            while not self.finished():
+                if timeout_s is not None and time.monotonic() - began_s > timeout_s:
+                    raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
+                bar.update()
+                time.sleep(pause_s)
+                pause_s = min(1.3 * pause_s, POLL_S[1])
+        return self.counts()
+
+    def results(
+        self, *, states: Collection[State] | None = None, indexes: Collection[int] | None = None
+    ) -> Iterator[Result]:
+        """The rows so far, in the order of the tasks; streams."""
+        return self._manager.table.results(self.name, states=states, indexes=indexes)
+
+    def attempts(self) -> Iterator[Result]:
+        """The failed attempts that were followed by another, in the order of the tasks; streams."""
+        return self._manager.table.attempts(self.name)
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks with their parameters, in order; streams."""
+        columns = self.info.columns
+        for block in self._manager.table.blocks(self.name):
+            yield from block.tasks(columns)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Parameters and results, one row a task that has ended; a dict's keys become columns."""
+        from mtask.export import to_pandas
+
+        return to_pandas(self)
+
+    def retry(
+        self, *, states: Collection[State] = (State.FAILED, State.EXPIRED), indexes: Collection[int] | None = None
+    ) -> int:
+        """Send the tasks that ended so once more, with fresh attempts; returns how many.
+
+        Their rows become a part of the history (`attempts`). Only those among `indexes`, if given.
+        """
+        if State.DONE in states:
+            raise UsageError("tasks that are done are not run again; submit them as another bag")
+        info, table = self.info, self._manager.table
+        if info.state is BagState.CANCELLED:
+            raise UsageError(f"the bag {self.name!r} was cancelled; submit its tasks as another bag")
+        wanted = (result.index for result in table.results(self.name, states=states, indexes=indexes))
+        sent, batch = 0, list[Message]()
+        for message in _singles(info, table.blocks(self.name), wanted):
+            batch.append(message)
+            if len(batch) == BATCH:
+                sent += self._send_again(batch)
+                batch = []
+        return sent + self._send_again(batch)
+
+    def _send_again(self, messages: list[Message]) -> int:
+        queue, table = self._manager.queue, self._manager.table
+        # First out of the table: a crash in between leaves tasks without a row, which repair finds.
+        with table.transaction(queue):
+            table.retract(self.name, [message.first for message in messages])
+            send_all(queue, [fit(message, queue.limits.message_bytes) for message in messages])
+        return len(messages)
+
+    def cancel(self) -> None:
+        """Run nothing more of this bag; workers stop what they run of it within seconds."""
+        self._manager.table.update_bag(self.name, state=BagState.CANCELLED)
+
+
+def make_spec(
+    *,
+    call: str | Callable[..., Any] | None = None,
+    run: str | None = None,
+    shell: str | None = None,
+    columns: Collection[str],
+    **options: Any,
+) -> Spec:
+    """The spec of a call, a command template, a shell script or, with none of them, a column `command`.
+
+    Raises UsageError.
+    """
+    from mtask.template import Template
+
+    given = [name for name, value in (("call", call), ("run", run), ("shell", shell)) if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"say one of --call, --run and --shell, not {' and '.join('--' + g for g in given)}")
+    try:
+        if call is not None:
+            return Spec(kind="call", target=(call if isinstance(call, str) else _name_of(call),), **options)
+        if run is not None:
+            return Spec(kind="run", target=Template.parse(run, tuple(columns)).words, **options)
+        if shell is not None:
+            return Spec(kind="shell", target=(shell,), **options)
+        return Spec(kind="command", **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<lambda>")
+    if module in (None, "__main__") or "<" in name:
+        raise UsageError(
+            f"workers are other processes and import what they run: {name!r} must be a function at the top of a "
+            "module (a .py file), not of a notebook or the main script; mtask.map takes those, too"
+        )
+    return f"{module}:{name}"
+
+
+def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
+    """The source, and a name for the bag if none is given."""
+    import os
+    from pathlib import Path
+
+    from mtask.sources import RowsSource, open_source
+
+    if isinstance(tasks, str | os.PathLike):
+        name = Path(tasks).name
+        return open_source(tasks), "stdin" if name == "-" else name.split(".")[0] or name
+    if hasattr(tasks, "chunks"):
+        return tasks, "tasks"
+    return RowsSource(tasks, columns), "tasks"
+
+
+def _singles(info: Bag, blocks: Iterable[Block], wanted: Iterator[int]) -> Iterator[Message]:
+    """A message for each wanted task; both come in the order of the tasks."""
+    index = next(wanted, None)
+    for block in blocks:
+        if index is None:
+            return
+        if index >= block.first + block.count:
+            continue
+        message, rows = Message.of(info, block, check=True), split_rows(block.rows)
+        while index is not None and index < block.first + block.count:
+            yield single(message, rows, index)
+            index = next(wanted, None)

@@ -1,0 +1,158 @@
+"""How a bag stands: counts, pace, workers, and why tasks failed."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mtask.model import BagState, Counts, Result, State, WorkerStatus
+from mtask.table import Table
+
+if TYPE_CHECKING:
+    from mtask.manager import BagHandle
+
+__all__ = ["BagStatus", "FailureGroup", "Summary", "group_failures", "status_of", "summarize"]
+
+MOST_FAILURES = 10_000
+"""So many failed tasks are looked at to group them."""
+SAMPLE = 2_000
+
+
+class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Failed tasks whose errors look alike."""
+
+    count: int
+    state: State
+    type: str
+    message: str
+    """Of the example."""
+    index: int
+    """The example: the first such task."""
+    id: str | None = None
+
+
+class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
+    bag: str
+    state: BagState
+    title: str
+    total: int
+    done: int
+    failed: int
+    expired: int
+    left: int
+    rate: float
+    """Tasks a second that the workers of this bag end of late."""
+    eta_s: float | None
+    failures: tuple[FailureGroup, ...]
+    workers: tuple[WorkerStatus, ...]
+
+    @property
+    def finished(self) -> bool:
+        return self.state is BagState.CANCELLED or (self.state is BagState.SEALED and self.left == 0)
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mtask run` says at its end."""
+
+    bag: str
+    total: int
+    done: int
+    failed: int
+    expired: int
+    left: int
+    wall_s: float
+    tasks_per_s: float
+    p50_s: float | None
+    p95_s: float | None
+    """Of the attempts' durations; from a sample of `SAMPLE` tasks where there are more."""
+    efficiency: float | None
+    """Part of the slots' time in which tasks ran, 0 to 1."""
+    failures: tuple[FailureGroup, ...] = ()
+
+
+def status_of(table: Table, bag: BagHandle, *, failures: bool = True) -> BagStatus:
+    info, counts, now = bag.info, bag.counts(), time.time()
+    workers = tuple(worker for worker in table.workers() if worker.alive(now))
+    mine = [w for w in workers if any(task.bag == info.name for task in w.running)] or list(workers)
+    rate = sum(worker.rate for worker in mine)
+    groups: list[FailureGroup] = []
+    if failures and counts.failed + counts.expired:
+        groups = group_failures(bag.results(states=(State.FAILED, State.EXPIRED)))
+    return BagStatus(
+        bag=info.name,
+        state=info.state,
+        title=info.spec.title,
+        total=counts.total,
+        done=counts.done,
+        failed=counts.failed,
+        expired=counts.expired,
+        left=counts.left,
+        rate=round(rate, 3),
+        eta_s=round(counts.left / rate, 1) if rate and counts.left else None,
+        failures=tuple(groups),
+        workers=workers,
+    )
+
+
+def group_failures(results: Iterable[Result]) -> list[FailureGroup]:
+    """Groups of errors that differ in numbers only, largest first; of the first `MOST_FAILURES`."""
+    groups: dict[tuple[str, str, str], FailureGroup] = {}
+    for result in islice(results, MOST_FAILURES):
+        error = result.error
+        if error is None:
+            continue
+        key = (result.state, error.type, re.sub(r"\d+", "#", error.message))
+        group = groups.get(key)
+        if group is not None:
+            groups[key] = msgspec.structs.replace(group, count=group.count + 1)
+        else:
+            groups[key] = FailureGroup(
+                count=1,
+                state=result.state,
+                type=error.type,
+                message=error.message,
+                index=result.index,
+                id=result.id,
+            )
+    return sorted(groups.values(), key=lambda group: (-group.count, group.index))
+
+
+def summarize(bag: BagHandle, *, wall_s: float, ended: int, slots: int | None = None) -> Summary:
+    """`ended`: tasks that ended within `wall_s`; `slots`: of the worker, if it was the only one."""
+    counts = bag.counts()
+    walls = _durations(bag, counts)
+    mean_s = sum(walls) / len(walls) if walls else 0.0
+    efficiency = min(1.0, mean_s * ended / (slots * wall_s)) if slots and ended and wall_s else None
+    failures = group_failures(bag.results(states=(State.FAILED, State.EXPIRED))) if counts.ended > counts.done else []
+    return Summary(
+        bag=bag.name,
+        total=counts.total,
+        done=counts.done,
+        failed=counts.failed,
+        expired=counts.expired,
+        left=counts.left,
+        wall_s=round(wall_s, 3),
+        tasks_per_s=round(ended / wall_s, 3) if wall_s else 0.0,
+        p50_s=_quantile(walls, 0.50),
+        p95_s=_quantile(walls, 0.95),
+        efficiency=None if efficiency is None else round(efficiency, 4),
+        failures=tuple(failures),
+    )
+
+
+def _durations(bag: BagHandle, counts: Counts) -> list[float]:
+    """Of all attempts, or of a sample of tasks, sorted."""
+    indexes = None
+    if counts.total > SAMPLE:
+        indexes = sorted(random.Random(0).sample(range(counts.total), SAMPLE))
+    return sorted(result.wall_s for result in bag.results(indexes=indexes))
+
+
+def _quantile(ordered: list[float], q: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None

@@ -1,0 +1,235 @@
+"""From a source of rows to a bag in the table and its messages in the queue.
+
+Everything is read, checked and packed into a spool first, so that bad input is refused before
+anything is sent (promise 9), however the rows come in. Then blocks and messages go out, in this
+order (promise 3), and the bag remembers how far that got, so that the same submit goes on where an
+interrupted one was (promise 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import msgspec
+
+from mtask.binding import Binder, resolve
+from mtask.errors import BagExistsError, UnavailableError, UsageError
+from mtask.model import COMMAND_COLUMN, Bag, BagState, Block, Message, Spec
+from mtask.packing import fit, pack
+from mtask.queue import Queue, send_all
+from mtask.sources import Chunk, Source, encode_rows
+from mtask.table import Table
+from mtask.template import Template, check_command_lines, check_words, shell_environment
+
+__all__ = ["Prepared", "Spool", "claim", "prepare", "send"]
+
+SPOOL_MEMORY_BYTES = 8 * 1024 * 1024
+SEND_BLOCKS = 64
+"""Blocks written and sent at a time."""
+
+
+class Spool:
+    """Packed blocks, in memory while they are few, else in a nameless temporary file."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY_BYTES)
+        self._index: list[tuple[int, int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def append(self, first: int, count: int, rows: bytes) -> None:
+        try:
+            self._file.write(rows)
+        except OSError as error:
+            raise UnavailableError(
+                f"can't write the checked tasks to {tempfile.gettempdir()}: {error.strerror}; "
+                "free some space, or set TMPDIR to another directory"
+            ) from None
+        self._index.append((first, count, len(rows)))
+
+    def blocks(self, bag: str) -> Iterator[Block]:
+        self._file.seek(0)
+        for number, (first, count, size) in enumerate(self._index):
+            yield Block(bag=bag, number=number, first=first, count=count, rows=self._file.read(size))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Tasks that were checked and packed, ready to be sent."""
+
+    spec: Spec
+    columns: tuple[str, ...]
+    source: str
+    total: int
+    digest: str
+    spool: Spool
+
+
+def prepare(
+    source: Source,
+    spec: Spec,
+    *,
+    per_message: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Prepared:
+    """Read and check all rows. `per_message`: most tasks in a message; None lets it grow with the bag.
+
+    Raises UsageError when spec and columns don't fit together, InputError (a UsageError) for a row
+    that is wrong.
+    """
+    columns = source.columns
+    wire = _checker(spec, source)
+    spool, digest = Spool(), hashlib.blake2b(digest_size=16)
+    digest.update(msgspec.json.encode(columns))
+    total = 0
+
+    def rows() -> Iterator[bytes]:
+        nonlocal total
+        for chunk in source.chunks():
+            encoded = encode_rows(wire(chunk), columns)
+            total += len(encoded)
+            if on_rows is not None:
+                on_rows(total)
+            yield from encoded
+
+    try:
+        for first, count, block in pack(rows(), per_message=per_message):
+            digest.update(block)
+            spool.append(first, count, block)
+    except BaseException:
+        spool.close()
+        raise
+    return Prepared(
+        spec=spec, columns=columns, source=source.name, total=total, digest=digest.hexdigest(), spool=spool
+    )
+
+
+def _checker(spec: Spec, source: Source) -> Callable[[Chunk], Chunk]:
+    """What each chunk goes through before it is encoded."""
+    columns = source.columns
+    if spec.kind == "call":
+        return Binder(resolve(spec.target[0]), columns, textual=source.textual).wire
+    if spec.kind == "run":
+        Template(spec.target, columns)
+    elif spec.kind == "shell":
+        shell_environment(columns)
+    elif COMMAND_COLUMN not in columns:
+        raise UsageError(
+            f"{source.name} has no column 'command' (it has {', '.join(columns)}); "
+            "say what to run with --call, --run or --shell"
+        )
+    else:
+        return lambda chunk: check_command_lines(chunk, columns)
+    return lambda chunk: check_words(chunk, columns)
+
+
+def claim(table: Table, prepared: Prepared, name: str, *, explicit: bool) -> Bag:
+    """The bag to send to: a new one, or one whose submit was interrupted.
+
+    With `explicit` false, `name` is only a wish: a number is added when it is taken by other tasks,
+    or by the same ones that have all been done already.
+    Raises BagExistsError when the name is taken by other tasks or another spec.
+    """
+    for wish in _names(name, explicit):
+        bag = Bag(
+            name=wish,
+            spec=prepared.spec,
+            columns=prepared.columns,
+            digest=prepared.digest,
+            source=prepared.source,
+        )
+        try:
+            table.create_bag(bag)
+        except BagExistsError:
+            there = table.bag(wish)
+            why = _differs(there, prepared)
+            if why is None and (explicit or not _is_over(table, there)):
+                return there
+            if explicit:
+                raise BagExistsError(
+                    f"the bag {name!r} is taken: it {why}; choose another name with --bag"
+                ) from None
+        else:
+            return bag
+    raise AssertionError("names are endless")
+
+
+def _names(name: str, explicit: bool) -> Iterator[str]:
+    yield name
+    number = 2
+    while not explicit:
+        yield f"{name}-{number}"
+        number += 1
+
+
+def _differs(there: Bag, prepared: Prepared) -> str | None:
+    """In what the stored bag differs; None: it is the same, and this is the same submit once more."""
+    if there.state is BagState.CANCELLED:
+        return "was cancelled"
+    if there.digest != prepared.digest:
+        return f"holds other tasks (from {there.source})"
+    if (there.spec.kind, there.spec.target) != (prepared.spec.kind, prepared.spec.target):
+        return f"runs something else ({there.spec.title})"
+    if there.spec != prepared.spec:
+        return "has other options (retries, timeout, lease, …)"
+    return None
+
+
+def _is_over(table: Table, bag: Bag) -> bool:
+    return bag.state is BagState.SEALED and table.counts(bag.name).left == 0
+
+
+def send(
+    queue: Queue,
+    table: Table,
+    bag: Bag,
+    prepared: Prepared,
+    *,
+    on_sent: Callable[[int], None] | None = None,
+) -> int:
+    """Store the blocks, send their messages, and seal the bag; returns how many tasks were sent now.
+
+    Goes on behind the tasks that were certainly sent before. Those of which that isn't certain are
+    sent with `check`, so that the worker looks for their rows first.
+    """
+    if bag.state is not BagState.OPEN:
+        return 0
+    resumed = bag.sent > 0 or _first_block_stored(table, bag)
+    sent = 0
+    for batch in _batches(b for b in prepared.spool.blocks(bag.name) if b.first >= bag.sent):
+        through = batch[-1].first + batch[-1].count
+        messages = [fit(Message.of(bag, block, check=resumed), queue.limits.message_bytes) for block in batch]
+        with table.transaction(queue):
+            table.put_blocks(batch)
+            table.update_bag(bag.name, total=through)
+            send_all(queue, messages)
+            table.update_bag(bag.name, sent=through)
+        resumed = False  # only one batch can have been under way when the last submit broke off
+        sent += sum(block.count for block in batch)
+        if on_sent is not None:
+            on_sent(through)
+    table.update_bag(bag.name, state=BagState.SEALED, total=prepared.total, sent=prepared.total)
+    return sent
+
+
+def _first_block_stored(table: Table, bag: Bag) -> bool:
+    return next(table.blocks(bag.name), None) is not None
+
+
+def _batches(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    batch: list[Block] = []
+    for block in blocks:
+        batch.append(block)
+        if len(batch) == SEND_BLOCKS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

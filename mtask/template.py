@@ -1,0 +1,345 @@
+"""Commands with a task's parameters in them: `--run`, `--shell`, and the column `command`.
+
+Nothing here builds a shell string. `--run` is split into words once, before any parameter is known,
+and a parameter never makes a second word out of one; `--shell` gets its parameters as environment
+variables; a row's own `command` is split into words and started without a shell.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mtask.errors import UsageError
+from mtask.model import COMMAND_COLUMN
+from mtask.sources.base import Chunk, shorten
+
+__all__ = [
+    "MOST_TEXT_BYTES",
+    "Template",
+    "check_command_lines",
+    "check_program",
+    "check_words",
+    "shell_environment",
+    "split_command",
+    "text_of",
+]
+
+MOST_TEXT_BYTES = 128 * 1024 - 64
+"""Linux takes no argument or environment variable longer than 128 KiB (MAX_ARG_STRLEN)."""
+_OPERATORS = re.compile(r"(?<!\S)(\||\|\||&|&&|;|[012]?>>?|<|2>&1|&>)(?!\S)")
+_BLANKS = re.compile(r"[ \t\r\n]+")
+_SPLITS = re.compile(r"""(?:[^'"\\]|'[^']*'|"(?:[^"\\]|\\.)*+"|\\.)*+""", re.DOTALL)
+
+
+class Template:
+    """A command line whose words may have {column} in them.
+
+    `words` are the words as they were written, braces and all: what a spec stores as its target.
+    """
+
+    __slots__ = ("_base", "_joined", "_single", "columns", "words")
+
+    def __init__(self, words: Sequence[str], columns: Sequence[str]) -> None:
+        self.words, self.columns = tuple(words), tuple(columns)
+        self._base = list(self.words)
+        self._single: list[tuple[int, int]] = []
+        self._joined: list[tuple[int, list[str | int]]] = []
+        for at, word in enumerate(self.words):
+            try:
+                parts = _parts(word, self.columns)
+            except _BraceError as error:
+                raise _pointing(word, error.at, str(error)) from None
+            if len(parts) == 1 and isinstance(parts[0], int):
+                self._single.append((at, parts[0]))
+            elif any(isinstance(part, int) for part in parts):
+                self._joined.append((at, parts))
+            else:
+                self._base[at] = "".join(map(str, parts))
+
+    @classmethod
+    def parse(cls, text: str, columns: Sequence[str]) -> Template:
+        """Read a command line. Raises UsageError that points at what is wrong with it."""
+        quoted = _quoted(text)
+        if (match := next((m for m in _OPERATORS.finditer(text) if not quoted[m.start()]), None)) is not None:
+            raise _pointing(
+                text,
+                match.start(),
+                f"{match[0]} means something to a shell only, and --run starts the program without one; "
+                f"use --shell, or quote it ('{match[0]}') to pass it to the program",
+            )
+        if "\0" in text:
+            raise _pointing(text, text.index("\0"), "a NUL character can't be in a command")
+        try:
+            _parts(text, columns)
+        except _BraceError as error:
+            raise _pointing(text, error.at, str(error)) from None
+        words = shlex.split(text)
+        if not words:
+            raise UsageError("the command is empty; write a program and its arguments: --run 'wc -c {file}'")
+        for word in words:
+            try:
+                _parts(word, columns)
+            except _BraceError:
+                at = max(text.find(word), 0)
+                raise _pointing(
+                    text, at, f"{{…}} is split by a blank here; put the word in quotes: '{word} …}}'"
+                ) from None
+        return cls(words, columns)
+
+    def argv(self, row: Sequence[Any]) -> list[str]:
+        """The words with the values of a row: always as many as there are words."""
+        argv = self._base.copy()
+        for at, index in self._single:
+            value = row[index]
+            argv[at] = value if type(value) is str else text_of(value)
+        for at, parts in self._joined:
+            argv[at] = "".join([part if isinstance(part, str) else text_of(row[part]) for part in parts])
+        return argv
+
+    @property
+    def program(self) -> str | None:
+        """The first word; None when it has a column in it."""
+        return None if any(at == 0 for at, _ in [*self._single, *self._joined]) else self._base[0]
+
+
+def check_program(template: Template) -> None:
+    """Is there such a program on this machine? Raises UsageError; says nothing when a row names it."""
+    program = template.program
+    if program is None or shutil.which(program):
+        return
+    if os.sep in program:
+        if os.path.isdir(program):
+            raise UsageError(f"{program!r} is a directory, not a program")
+        if os.path.exists(program):
+            raise UsageError(f"{program!r} may not be executed: chmod +x {shlex.quote(program)}")
+        raise UsageError(f"there is no program {program!r} (relative to {os.getcwd()})")
+    hint = ""
+    if os.path.exists(program):
+        hint = f"; there is a file of this name here: write ./{program}"
+    elif near := difflib.get_close_matches(program, _programs(), 3):
+        hint = f"; did you mean {' or '.join(near)}?"
+    raise UsageError(f"there is no program {program!r}{hint}. Looked in PATH: {os.environ.get('PATH', '')}")
+
+
+def text_of(value: Any) -> str:
+    """A parameter as text for a command: "" for None, true or false, compact JSON for lists and objects."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if value is True or value is False:
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return msgspec.json.encode(value).decode()
+
+
+def split_command(command: str) -> list[str]:
+    """The words of a row's own command line. Raises ValueError for unbalanced quotes."""
+    if '"' in command or "'" in command or "\\" in command:
+        return shlex.split(command)
+    return [word for word in _BLANKS.split(command) if word]
+
+
+def check_words(chunk: Chunk, columns: Sequence[str]) -> Chunk:
+    """The chunk as it goes over the wire to commands; raises InputError with line and column.
+
+    Refuses what can't be passed to a program: NUL, and more than `MOST_TEXT_BYTES`. The floats that
+    JSON doesn't have become text.
+    """
+    wired = [_words(chunk, column, name) for column, name in zip(chunk.columns, columns, strict=True)]
+    return Chunk(chunk.lines, wired, chunk.source)
+
+
+def check_command_lines(chunk: Chunk, columns: Sequence[str]) -> Chunk:
+    """As `check_words`, and each row's `command` must split into words and not be empty."""
+    if COMMAND_COLUMN not in columns:
+        raise UsageError(f"there is no column {COMMAND_COLUMN!r} (columns: {', '.join(columns)})")
+    chunk = check_words(chunk, columns)
+    _check_commands(chunk, chunk.columns[list(columns).index(COMMAND_COLUMN)])
+    return chunk
+
+
+def _words(chunk: Chunk, column: Sequence[Any], name: str) -> Sequence[Any]:
+    kinds = set(map(type, column))
+    if kinds <= {int, bool}:
+        return column
+    if kinds == {str} and "\0" not in "".join(column) and max(map(len, column)) <= MOST_TEXT_BYTES // 4:
+        return column
+    checked = []
+    for row, value in enumerate(column):
+        if isinstance(value, float):
+            checked.append(value if math.isfinite(value) else repr(value))
+            continue
+        try:
+            text = text_of(value)
+            size = len(text.encode())
+        except (TypeError, ValueError):
+            raise chunk.error(f"{shorten(value)} has no form as text", row, name) from None
+        if "\0" in text:
+            raise chunk.error(f"a NUL character can't be passed to a program: {shorten(text)}", row, name)
+        if size > MOST_TEXT_BYTES:
+            raise chunk.error(
+                f"{size:,} bytes can't be passed to a program (Linux takes {MOST_TEXT_BYTES:,}); "
+                f"write them to a file and pass its name: {shorten(text)}",
+                row,
+                name,
+            )
+        checked.append(value)
+    return checked
+
+
+def _check_commands(chunk: Chunk, column: Sequence[Any]) -> None:
+    for row, command in enumerate(column):
+        if not isinstance(command, str):
+            raise chunk.error(f"expected a command line, got {shorten(command)}", row, COMMAND_COLUMN)
+        if not command.strip(" \t\r\n"):
+            raise chunk.error("the command is empty", row, COMMAND_COLUMN)
+        if '"' in command or "'" in command or "\\" in command:
+            if not _SPLITS.fullmatch(command):
+                problem = f"the quotes don't balance: {shorten(command)}"
+            elif command.lstrip()[0] in "'\"\\" and not shlex.split(command)[0]:
+                problem = f"the program's name is empty: {shorten(command)}"
+            else:
+                continue
+            raise chunk.error(problem, row, COMMAND_COLUMN)
+
+
+# Environment variables for --shell.
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STEERING = re.compile(
+    r"""PATH|HOME|SHELL|IFS|ENV|USER|LOGNAME|PWD|OLDPWD|CDPATH|TERM|TMPDIR|TMP|TEMP|LANG|LANGUAGE|LC_.*
+    |BASH.*|LD_.*|DYLD_.*|PYTHON.*|MTASK_.*|GIT_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH
+    |PERL5?LIB|PERL5.*|RUBY(LIB|OPT)|NODE_(OPTIONS|PATH)|CLASSPATH|_?JAVA_.*|JDK_JAVA_OPTIONS|R_(HOME|LIBS.*|PROFILE.*|ENVIRON.*)
+    |PS[0-4]|SHELLOPTS|POSIXLY_CORRECT|GLOBIGNORE|PROMPT_COMMAND|EDITOR|VISUAL|PAGER|CONDA_.*|VIRTUAL_ENV""",
+    re.VERBOSE,
+)
+_SHELLS_OWN = re.compile(
+    r"_|UID|EUID|PPID|GROUPS|RANDOM|SRANDOM|SECONDS|LINENO|EPOCH(SECONDS|REALTIME)|OPT(ARG|ERR|IND)"
+    r"|SHLVL|FUNCNAME|DIRSTACK|PIPESTATUS|HISTCMD|COMP_.*|HOSTNAME|HOSTTYPE|MACHTYPE|OSTYPE|REPLY"
+)
+
+
+def shell_environment(columns: Sequence[str]) -> Callable[[Sequence[Any]], dict[str, str]]:
+    """What makes a script's environment variables of a row: one a column, of its name.
+
+    Raises UsageError for a column whose name can't be a variable's, or is one that changes how
+    programs run, or that the shell itself sets.
+    """
+    for name in columns:
+        if not _NAME.fullmatch(name):
+            fixed = re.sub(r"[^A-Za-z0-9_]", "_", name)
+            reason = f"can't be the name of an environment variable; rename it, to {'_' * fixed[:1].isdigit()}{fixed}"
+        elif _STEERING.fullmatch(name):
+            reason = f"would change how programs run, as the environment variable {name}; rename it"
+        elif _SHELLS_OWN.fullmatch(name):
+            reason = (
+                "is a variable that the shell sets itself, so the script wouldn't see the value; rename it"
+            )
+        else:
+            continue
+        raise UsageError(
+            f"--shell gives each column to the script as an environment variable: {name!r} {reason}"
+        )
+    names = tuple(columns)
+    return lambda row: dict(zip(names, map(text_of, row), strict=True))
+
+
+# Reading a template.
+
+
+class _BraceError(ValueError):
+    def __init__(self, problem: str, at: int) -> None:
+        super().__init__(problem)
+        self.at = at
+
+
+def _parts(text: str, columns: Sequence[str]) -> list[str | int]:
+    """The text in pieces: literal, or the index of a column."""
+    parts: list[str | int] = []
+    literal, at = "", 0
+    while at < len(text):
+        mark = text[at]
+        if mark not in "{}":
+            end = min(
+                (found for found in (text.find("{", at), text.find("}", at)) if found >= 0), default=len(text)
+            )
+            literal, at = literal + text[at:end], end
+        elif text[at + 1 : at + 2] == mark:
+            literal, at = literal + mark, at + 2
+        elif mark == "}":
+            raise _BraceError("this } closes nothing; for a literal brace write }}", at)
+        else:
+            end = text.find("}", at)
+            name = text[at + 1 : end]
+            if end < 0 or "{" in name:
+                raise _BraceError("this { is never closed; for a literal brace write {{", at)
+            if name not in columns:
+                raise _BraceError(_no_column(name, columns), at)
+            if literal:
+                parts.append(literal)
+            parts.append(list(columns).index(name))
+            literal, at = "", end + 1
+    return [*parts, literal] if literal or not parts else parts
+
+
+def _no_column(name: str, columns: Sequence[str]) -> str:
+    known = f"columns: {', '.join(columns)}"
+    if not name:
+        return f"{{}} names no column; write {{column}}, or {{{{}}}} for literal braces ({known})"
+    near = difflib.get_close_matches(
+        name.strip().lower(), [column.strip().lower() for column in columns], 1, 0.5
+    )
+    alike = [column for column in columns if near and column.strip().lower() == near[0]]
+    hint = f"; did you mean {{{alike[0]}}}?" if alike else ""
+    return f"there is no column {name!r}{hint} ({known})"
+
+
+def _quoted(text: str) -> list[bool]:
+    """For each character, whether quotes or a backslash take its meaning from it. Raises UsageError."""
+    quoted, mark, opened, escaped = [], "", 0, False
+    for at, character in enumerate(text):
+        quoted.append(bool(mark) or escaped)
+        if escaped:
+            escaped = False
+        elif character == "\\" and mark != "'":
+            escaped = True
+        elif mark:
+            mark = "" if character == mark else mark
+        elif character in "'\"":
+            mark, opened = character, at
+    if mark:
+        raise _pointing(text, opened, "this quote is never closed")
+    if escaped:
+        raise _pointing(text, len(text) - 1, "there is nothing after this backslash")
+    return quoted
+
+
+def _pointing(text: str, at: int, problem: str) -> UsageError:
+    start = text.rfind("\n", 0, at) + 1
+    line = text[start:].partition("\n")[0]
+    at -= start
+    # a long line is shown around the place
+    left = max(0, at - 60)
+    shown = ("…" if left else "") + line[left : at + 40] + ("…" if len(line) > at + 40 else "")
+    return UsageError(f"{problem}\n    {shown}\n    {' ' * (at - left + bool(left))}^")
+
+
+def _programs() -> list[str]:
+    names: set[str] = set()
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        try:
+            names.update(os.listdir(folder or "."))
+        except OSError:
+            continue
+    return sorted(names)

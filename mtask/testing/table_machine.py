@@ -1,0 +1,161 @@
+"""A table against a model of one, in random sequences of steps that hypothesis chooses and shrinks.
+
+def test_machine() -> None:
+    run_state_machine_as_test(lambda: TableMachine(MyHarness()), settings=SETTINGS)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mtask.model import Bag, BagState, Block, Counts, Result, State
+from mtask.table import Table
+from mtask.testing.queue_machine import CLIENTS, SETTINGS
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, an_expired
+
+__all__ = ["SETTINGS", "TableHarness", "TableMachine"]
+
+BAGS = ("one", "two/ü")
+INDEX = st.integers(0, 12) | st.sampled_from([13, 1000, 2**31])
+INDEXES = st.lists(INDEX, max_size=8)
+BAG = st.sampled_from(BAGS)
+RESULT = st.builds(
+    lambda make, index, text, bag, attempt: make(index, text, bag=bag, attempt=attempt),
+    st.sampled_from([a_done, a_failed, an_expired]),
+    INDEX,
+    st.text(max_size=5),
+    BAG,
+    st.integers(1, 3),
+)
+RESULTS = st.lists(RESULT, max_size=10)
+
+
+class TableHarness(Protocol):
+    """A new, empty table."""
+
+    def open(self) -> Table:
+        """Another client of the table."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Two clients of one table, and dictionaries that say what they should see."""
+
+    def __init__(self, harness: TableHarness) -> None:
+        super().__init__()
+        self.harness = harness
+        self.tables = [harness.open(), harness.open()]
+        self.bags: dict[str, Bag] = {name: a_bag(name, created_at=1.0) for name in BAGS}
+        self.rows: dict[str, dict[int, Result]] = {name: {} for name in BAGS}
+        self.blocks: dict[str, dict[int, Block]] = {name: {} for name in BAGS}
+        self.attempts: dict[str, list[Result]] = {name: [] for name in BAGS}
+        for bag in self.bags.values():
+            self.tables[0].create_bag(bag)
+
+    def teardown(self) -> None:
+        for table in self.tables:
+            table.close()
+        self.harness.close()
+
+    @rule(client=CLIENTS, results=RESULTS)
+    def record(self, client: int, results: list[Result]) -> None:
+        self.tables[client].record(results)
+        for result in results:
+            rows = self.rows[result.bag]
+            if result.index not in rows or rows[result.index].state is not State.DONE:
+                rows[result.index] = result
+
+    @rule(client=CLIENTS, bag=BAG, indexes=INDEXES)
+    def retract(self, client: int, bag: str, indexes: list[int]) -> None:
+        rows = self.rows[bag]
+        expected = {index for index in indexes if index in rows and rows[index].state is not State.DONE}
+        assert self.tables[client].retract(bag, indexes) == expected
+        self.attempts[bag] += [rows.pop(index) for index in expected]
+
+    @rule(client=CLIENTS, results=RESULTS)
+    def keep_attempts(self, client: int, results: list[Result]) -> None:
+        failed = [result for result in results if result.state is State.FAILED]
+        self.tables[client].keep_attempts(failed)
+        for result in failed:
+            self.attempts[result.bag].append(result)
+
+    @rule(client=CLIENTS, bag=BAG, indexes=INDEXES)
+    def recorded(self, client: int, bag: str, indexes: list[int]) -> None:
+        assert self.tables[client].recorded(bag, indexes) == set(indexes) & set(self.rows[bag])
+
+    @rule(
+        client=CLIENTS,
+        bag=BAG,
+        states=st.none() | st.sets(st.sampled_from(State)),
+        after=st.none() | INDEX,
+        indexes=st.none() | INDEXES,
+    )
+    def results(
+        self, client: int, bag: str, states: set[State] | None, after: int | None, indexes: list[int] | None
+    ) -> None:
+        expected = [
+            row
+            for index, row in sorted(self.rows[bag].items())
+            if (states is None or row.state in states)
+            and (after is None or index > after)
+            and (indexes is None or index in indexes)
+        ]
+        assert list(self.tables[client].results(bag, states=states, after=after, indexes=indexes)) == expected
+
+    @rule(client=CLIENTS, bag=BAG, after=st.none() | INDEX)
+    def read_attempts(self, client: int, bag: str, after: int | None) -> None:
+        found = list(self.tables[client].attempts(bag, after=after))
+        places = [(result.index, result.attempt) for result in found]
+        assert places == sorted(places)
+        expected = [result for result in self.attempts[bag] if after is None or result.index > after]
+        # Which of two with the same number comes first is open.
+        assert Counter(map(msgspec.json.encode, found)) == Counter(map(msgspec.json.encode, expected))
+
+    @rule(client=CLIENTS, bag=BAG, numbers=st.lists(st.integers(0, 6), max_size=4), value=st.integers())
+    def put_blocks(self, client: int, bag: str, numbers: list[int], value: int) -> None:
+        blocks = [a_block(number, bag=bag, values=[value, number]) for number in numbers]
+        self.tables[client].put_blocks(blocks)
+        for block in blocks:
+            self.blocks[bag].setdefault(block.number, block)
+
+    @rule(client=CLIENTS, bag=BAG, first=st.integers(0, 7))
+    def read_blocks(self, client: int, bag: str, first: int) -> None:
+        expected = [block for number, block in sorted(self.blocks[bag].items()) if number >= first]
+        assert list(self.tables[client].blocks(bag, first=first)) == expected
+        for block in expected[:1]:
+            assert self.tables[client].block(bag, block.number) == block
+
+    @rule(
+        client=CLIENTS,
+        name=BAG,
+        state=st.none() | st.sampled_from(BagState),
+        total=st.none() | st.integers(0, 50),
+        sent=st.none() | st.integers(0, 50),
+    )
+    def update_bag(
+        self, client: int, name: str, state: BagState | None, total: int | None, sent: int | None
+    ) -> None:
+        self.tables[client].update_bag(name, state=state, total=total, sent=sent)
+        bag = self.bags[name]
+        self.bags[name] = msgspec.structs.replace(
+            bag, state=state or bag.state, total=max(bag.total, total or 0), sent=max(bag.sent, sent or 0)
+        )
+
+    @rule(client=CLIENTS)
+    def reopen(self, client: int) -> None:
+        self.tables[client].close()
+        self.tables[client] = self.harness.open()
+
+    @invariant()
+    def bags_and_counts_are_right(self) -> None:
+        for name, bag in self.bags.items():
+            states = Counter(row.state.value for row in self.rows[name].values())
+            assert self.tables[0].counts(name) == Counts(total=bag.total, **states)
+            assert self.tables[1].bag(name) == bag

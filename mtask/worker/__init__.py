@@ -1,0 +1,1 @@
+"""The worker: receives messages, runs their tasks in slots, and records what became of them."""

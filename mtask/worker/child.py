@@ -1,0 +1,257 @@
+"""The process in which functions run: `python -m mtask.worker.child`, one for each busy slot.
+
+It knows no vendor and no queue: jobs come in on one pipe and results go out on another (see `wire`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import io
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+import mtask
+from mtask.errors import MtaskError
+from mtask.model import ID_COLUMN, Failure, Message, Reason, Result, Spec, as_id
+from mtask.values import encode_value
+from mtask.worker.output import size_of, take_tail
+from mtask.worker.wire import BAD, BAG, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
+
+FLUSH_NS = 20_000_000
+"""Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
+
+_ROWS = msgspec.json.Decoder(list[list[Any]])
+_PR_SET_PDEATHSIG = 1
+_OWN = os.path.dirname(mtask.__file__) + os.sep
+
+
+class Kit(msgspec.Struct):
+    """What the supervisor tells a child when it starts it."""
+
+    jobs_fd: int
+    results_fd: int
+    cell_fd: int
+    supervisor: int
+    """Its process id."""
+    worker: str
+    path: tuple[str, ...] = ()
+    """Goes first in sys.path."""
+
+
+class BagFrame(msgspec.Struct):
+    uid: str
+    spec: Spec
+
+
+class Child:
+    def __init__(self, kit: Kit) -> None:
+        self.jobs = open(kit.jobs_fd, "rb", buffering=1 << 20)
+        self.results_fd = kit.results_fd
+        self.cell = Cell(kit.cell_fd)
+        self.worker, self.host = kit.worker, socket.gethostname()
+        self.specs: dict[str, Spec] = {}
+        self.callers: dict[tuple[str, tuple[str, ...]], Callable[[list[Any]], Any] | Failure] = {}
+        self.epoch = 0
+        self.encoder = msgspec.json.Encoder()
+        self.job = self.first = self.filled = self.flushed_ns = 0
+        self.cpu_s = 0.0
+
+    def run(self) -> None:
+        """Serve until the supervisor closes the pipe."""
+        while (read := self._read()) is not None:
+            kind, job, offset, payload = read
+            if kind == BAG:
+                bag = msgspec.json.decode(payload, type=BagFrame)
+                self.specs[bag.uid] = bag.spec
+            elif kind == RESUME:
+                self.epoch = offset
+            elif kind == JOB and self.cell.words[Cell.EPOCH] == self.epoch:
+                self._run_job(job, offset, payload)
+
+    def _read(self) -> tuple[int, int, int, bytes] | None:
+        header = self.jobs.read(HEADER.size)
+        if len(header) < HEADER.size:
+            return None
+        length, kind, job, offset = HEADER.unpack(header)
+        return kind, job, offset, self.jobs.read(length)
+
+    def _run_job(self, job: int, start: int, body: bytes) -> None:
+        words = self.cell.words
+        words[Cell.STARTED_NS] = time.monotonic_ns()
+        words[Cell.TASK] = job << 32 | start
+        try:
+            message = Message.decode(body)
+            rows = _ROWS.decode(message.rows)
+            width = len(message.columns)
+            if len(rows) != message.count or any(len(row) != width for row in rows):
+                raise MtaskError("the rows don't match the message's count and columns")
+        except (MtaskError, msgspec.DecodeError, RecursionError) as error:
+            self._send(frame(BAD, job, start, str(error).encode()))
+            return
+        self.job, self.first, self.flushed_ns = job, start, time.monotonic_ns()
+        caller = self._caller(message)
+        id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
+        offset = start
+        for offset in range(start, message.count):
+            words[Cell.STARTED_NS] = time.monotonic_ns()
+            words[Cell.TASK] = job << 32 | offset
+            if words[Cell.EPOCH] != self.epoch:
+                break
+            result = self._run_task(message, offset, rows[offset], caller, id_at)
+            rows[offset] = []
+            self._keep(offset, self.encoder.encode(result))
+        else:
+            offset = message.count
+        self._flush(ENDED, offset)
+
+    def _run_task(
+        self,
+        message: Message,
+        offset: int,
+        row: list[Any],
+        caller: Callable[[list[Any]], Any] | Failure,
+        id_at: int | None,
+    ) -> Result:
+        started_at, start = time.time(), time.perf_counter()
+        value, error = None, None
+        try:
+            if isinstance(caller, Failure):
+                error = caller
+            else:
+                returned = caller(row)
+                try:
+                    value = encode_value(returned)
+                except MtaskError as refused:
+                    error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
+                del returned
+        except BaseException as raised:
+            error = describe(raised)
+        wall_s = time.perf_counter() - start
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        spent_s, self.cpu_s = cpu_s - self.cpu_s, cpu_s
+        sys.stdout.flush()
+        sys.stderr.flush()
+        fields: dict[str, Any] = {
+            "id": None if id_at is None else as_id(row[id_at]),
+            "stdout": take_tail(1) if size_of(1) else "",
+            "stderr": take_tail(2) if size_of(2) else "",
+            "attempt": message.attempt + 1,
+            "worker": self.worker,
+            "host": self.host,
+            "queued_at": message.sent_at,
+            "started_at": round(started_at, 6),
+            "finished_at": round(started_at + wall_s, 6),
+            "wall_s": round(wall_s, 9),
+            "cpu_s": round(spent_s, 6),
+            "peak_bytes": usage.ru_maxrss * 1024,
+        }
+        index = message.first + offset
+        if error is None:
+            return Result.done(message.bag, index, value=value, **fields)
+        return Result.failed(message.bag, index, error, **fields)
+
+    def _caller(self, message: Message) -> Callable[[list[Any]], Any] | Failure:
+        key = (message.uid, message.columns)
+        if key not in self.callers:
+            from mtask.binding import Binder, resolve
+
+            try:
+                function = resolve(self.specs[message.uid].target[0])
+                self.callers[key] = Binder(function, message.columns, textual=False).caller()
+            except MtaskError as error:
+                # Not kept: the module may be mended, or its disk be mounted, before the next attempt.
+                return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
+            except BaseException as error:
+                return describe(error, Reason.START)
+        return self.callers[key]
+
+    def _keep(self, offset: int, result: bytes) -> None:
+        """Put a result where a crash can't reach it, and send what has gathered when it is time."""
+        size, cell = len(result) + 1, self.cell
+        if self.filled + size > cell.BUFFER_BYTES:
+            self._flush(RESULTS, offset)
+            if size > cell.BUFFER_BYTES:
+                self._send(frame(RESULTS, self.job, offset + 1, b"[" + result + b"]"))
+                self.first = offset + 1
+                return
+        if not self.filled:
+            cell.words[Cell.FIRST] = offset
+        cell.buffer[self.filled : self.filled + size] = result + b","
+        self.filled += size
+        cell.words[Cell.FILLED] = self.filled
+        if time.monotonic_ns() - self.flushed_ns > FLUSH_NS:
+            self._flush(RESULTS, offset + 1)
+
+    def _flush(self, kind: int, offset: int) -> None:
+        cell = self.cell
+        if self.filled or kind == ENDED:
+            items = bytes(cell.buffer[: max(0, self.filled - 1)])
+            self._send(frame(kind, self.job, offset, b"[" + items + b"]"))
+            cell.words[Cell.FILLED] = self.filled = 0
+            cell.words[Cell.PORTION] += 1
+        self.flushed_ns = time.monotonic_ns()
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.results_fd, view) :]
+
+
+def describe(error: BaseException, reason: Reason = Reason.RAISED) -> Failure:
+    """A failure from an exception, with the frames of the user's own code."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    while frames and frames[0].filename.startswith(_OWN):
+        frames.pop(0)
+    lines = traceback.format_list(frames) + traceback.format_exception_only(error)
+    if error.__cause__ is not None:
+        lines = [*traceback.format_exception(error.__cause__), "\nwhich was the cause of:\n\n", *lines]
+    text = "".join(lines)
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return Failure(reason=reason, type=name, message=_message_of(error)[:4096], traceback=text[-16384:])
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def main() -> None:
+    """Entry point: argv[1] is the Kit as JSON. Standard output and error are the task's record."""
+    kit = msgspec.json.decode(sys.argv[1], type=Kit)
+    sys.argv[1:] = []
+    with contextlib.suppress(OSError, AttributeError):
+        # The supervisor's death must end this process even in the middle of a task.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != kit.supervisor:
+        return
+    for fd in (kit.jobs_fd, kit.results_fd, kit.cell_fd):
+        os.set_inheritable(fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    faulthandler.enable(file=2)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = io.TextIOWrapper(
+            open(fd, "wb", closefd=False), encoding="utf-8", errors="replace", line_buffering=False
+        )
+        setattr(sys, name, stream)
+    sys.path[:0] = [*kit.path, *([] if os.getcwd() in sys.path else [os.getcwd()])]
+    Child(kit).run()
+
+
+if __name__ == "__main__":
+    main()

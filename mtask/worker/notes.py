@@ -1,0 +1,42 @@
+"""What a worker has to say to people: once when trouble begins, once when it is over."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["Notes"]
+
+
+class Notes:
+    """Says a trouble once, and how long it took when it ends; safe to call from any thread."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self.say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._since: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def trouble(self, what: str, error: Exception) -> None:
+        with self._lock:
+            if what in self._since:
+                return
+            self._since[what] = time.monotonic()
+        self.say(f"the {what} doesn't answer, trying again: {error}")
+
+    def well(self, what: str) -> None:
+        if what in self._since:
+            with self._lock:
+                since = self._since.pop(what, None)
+            if since is not None:
+                self.say(f"the {what} answers again after {time.monotonic() - since:.0f} s")
+
+    def once(self, text: str) -> None:
+        """Say this, unless it was said before."""
+        with self._lock:
+            if text in self._said:
+                return
+            self._said.add(text)
+        self.say(text)

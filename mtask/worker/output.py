@@ -1,0 +1,45 @@
+"""What a task prints: kept in a file while it runs, of which the tail goes into its record."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+
+from mtask.model import TAIL_BYTES
+
+__all__ = ["MOST_BYTES", "new_output", "size_of", "take_tail", "trim"]
+
+MOST_BYTES = 64 * 1024 * 1024
+"""An output that grew beyond this is cut to its tail, so that no task fills the disk by printing."""
+
+
+def new_output() -> int:
+    """A descriptor of a nameless file that is appended to, also when it was cut in between."""
+    fd, path = tempfile.mkstemp(prefix="mtask-output-")
+    os.unlink(path)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    return fd
+
+
+def size_of(fd: int) -> int:
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def take_tail(fd: int, tail_bytes: int = TAIL_BYTES) -> str:
+    """The end of what was printed, as text; empties the file."""
+    size = size_of(fd)
+    if not size:
+        return ""
+    data = os.pread(fd, tail_bytes, max(0, size - tail_bytes))
+    os.ftruncate(fd, 0)
+    text = data.decode("utf-8", "replace")
+    return text.lstrip("\ufffd") if size > tail_bytes else text
+
+
+def trim(fd: int) -> None:
+    """Cut an output that has grown too large to its tail."""
+    if size_of(fd) > MOST_BYTES:
+        tail = os.pread(fd, TAIL_BYTES, size_of(fd) - TAIL_BYTES)
+        os.ftruncate(fd, 0)
+        os.write(fd, tail)

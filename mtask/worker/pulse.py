@@ -1,0 +1,93 @@
+"""A worker's heartbeat, and its look at which bags were cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import mtask
+from mtask.errors import BackendError
+from mtask.model import Running, WorkerStatus
+from mtask.table import Table
+from mtask.worker.slots import HOSTNAME
+
+if TYPE_CHECKING:
+    from mtask.worker.supervisor import Worker
+
+__all__ = ["Pulse"]
+
+BEAT_S = 2.0
+
+
+class Pulse(threading.Thread):
+    """Beats every `BEAT_S`; stays out of the way when the table is away."""
+
+    def __init__(self, worker: Worker, table: Table) -> None:
+        super().__init__(name="mtask-pulse", daemon=True)
+        self._worker, self._table = worker, table
+        self._wake, self._stopped = threading.Event(), False
+        self._started_at = time.time()
+        self._last = (time.monotonic(), 0)
+        self._rate = 0.0
+
+    def beat_soon(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+
+    def run(self) -> None:
+        import os
+
+        self._pid = os.getpid()
+        while True:
+            stopped = self._stopped
+            try:
+                self._table.beat(self.status("stopped" if stopped else None))
+                if not stopped and (over := self._worker.bags.refresh()):
+                    self._worker.cancelled(over)
+            except BackendError as error:
+                if not stopped:
+                    self._worker.notes.trouble("table", error)
+            if stopped:
+                return
+            self._wake.wait(BEAT_S)
+            self._wake.clear()
+
+    def status(self, state: str | None = None) -> WorkerStatus:
+        """What the worker does now; `state` instead of the true one."""
+        worker, now_s = self._worker, time.monotonic()
+        ended = worker.done + worker.failed
+        last_s, last_ended = self._last
+        if now_s - last_s >= 1.0:
+            self._rate = (ended - last_ended) / (now_s - last_s)
+            self._last = now_s, ended
+        return WorkerStatus(
+            worker=worker.name,
+            host=HOSTNAME,
+            pid=self._pid,
+            slots=len(worker.slots),
+            state=state or ("draining" if worker.draining else "working"),  # type: ignore[arg-type]
+            running=self._running(),
+            done=worker.done,
+            failed=worker.failed,
+            rate=round(self._rate, 3),
+            started_at=self._started_at,
+            interval_s=BEAT_S,
+            version=mtask.__version__,
+        )
+
+    def _running(self) -> tuple[Running, ...]:
+        """Read from another thread than the one that runs the slots: a moment's picture, good enough to show."""
+        running = []
+        for slot in self._worker.slots:
+            with contextlib.suppress(IndexError, ValueError, AttributeError, RuntimeError):
+                found = slot.runner.running() if slot.runner is not None else None
+                if found is not None:
+                    job, offset, since_s = found
+                    index = job.held.message.first + offset
+                    running.append(Running(bag=job.held.bag.name, index=index, since=time.time() - since_s))
+        return tuple(running)

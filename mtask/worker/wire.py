@@ -1,0 +1,106 @@
+"""What a supervisor and its child say to each other: frames on pipes, and a cell of shared memory.
+
+A frame is a header (`HEADER`: length of the payload, kind, job, offset) and a payload. To the child:
+
+    BAG     payload: JSON {uid, spec}; before the first job of that bag
+    JOB     payload: a message's body; run its tasks from `offset` on
+    RESUME  offset: the barrier's epoch; jobs before it in the pipe are void
+
+To the supervisor:
+
+    RESULTS  payload: a JSON array of results; tasks before `offset` are done
+    ENDED    payload as RESULTS; the child is through with the job: it ran no task from `offset` on
+    BAD      payload: why the job's rows can't be read
+
+The cell tells the supervisor without a message which task runs and since when, and holds the results
+that were not sent yet, so that nothing that was done is lost when the child dies. And it tells the
+child to stop before the next task: the supervisor raises the barrier's epoch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Final
+
+__all__ = ["BAD", "BAG", "ENDED", "HEADER", "JOB", "RESULTS", "RESUME", "Cell", "Frames", "frame"]
+
+BAG, JOB, RESUME, RESULTS, ENDED, BAD = range(6)
+HEADER: Final = struct.Struct("<IIII")
+
+
+def frame(kind: int, job: int, offset: int, payload: bytes | memoryview = b"") -> bytes:
+    return HEADER.pack(len(payload), kind, job, offset) + payload
+
+
+class Frames:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """Add what was read; returns the complete frames: (kind, job, offset, payload)."""
+        buffer = self._buffer
+        buffer += data
+        frames, at = [], 0
+        while len(buffer) - at >= HEADER.size:
+            length, kind, job, offset = HEADER.unpack_from(buffer, at)
+            end = at + HEADER.size + length
+            if len(buffer) < end:
+                break
+            frames.append((kind, job, offset, bytes(memoryview(buffer)[at + HEADER.size : end])))
+            at = end
+        del buffer[:at]
+        return frames
+
+
+class Cell:
+    """Memory that a supervisor shares with one child: eight 64-bit words, then a buffer of results.
+
+    Words are aligned and each has one writer, so a reader sees whole values.
+    """
+
+    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION = range(6)
+    """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
+    clock). EPOCH: the barrier; the only word that the supervisor writes. FILLED: bytes of results in the
+    buffer; FIRST: the first one's offset; PORTION: counts the times the buffer was emptied."""
+
+    WORDS = 8
+    BUFFER_BYTES = 256 * 1024
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, self.WORDS * 8 + self.BUFFER_BYTES)
+        view = memoryview(self._map)
+        self.words = view[: self.WORDS * 8].cast("q")
+        self.buffer = view[self.WORDS * 8 :]
+
+    @classmethod
+    def create(cls) -> tuple[Cell, int]:
+        """A new cell and the descriptor by which the child opens it."""
+        fd = os.memfd_create("mtask-cell")
+        os.ftruncate(fd, cls.WORDS * 8 + cls.BUFFER_BYTES)
+        cell = cls(fd)
+        cell.words[cls.TASK] = -1
+        return cell, fd
+
+    def task(self) -> tuple[int, int, int]:
+        """(job, offset, start in monotonic ns) of the task that the child began last; job -1: none."""
+        words = self.words
+        while True:
+            task, started_ns = words[self.TASK], words[self.STARTED_NS]
+            if task == words[self.TASK]:
+                return task >> 32, task & 0xFFFFFFFF, started_ns
+
+    def unsent(self) -> tuple[int, bytes] | None:
+        """(offset of the first, JSON items joined by commas) of results in the buffer, if it holds still."""
+        words = self.words
+        portion, filled, first = words[self.PORTION], words[self.FILLED], words[self.FIRST]
+        data = bytes(self.buffer[:filled])
+        return (first, data) if filled and portion == words[self.PORTION] else None
+
+    def close(self) -> None:
+        self.words.release()
+        self.buffer.release()
+        self._map.close()
