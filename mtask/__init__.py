@@ -1,3 +1,101 @@
-"""mtask: runs a CSV of independent tasks on a laptop, a pool or a cloud fleet, and loses none."""
+"""mtask: runs a CSV of independent tasks on a laptop, a pool or a cloud fleet, and loses none.
+
+    with mtask.connect() as mt:
+        bag = mt.submit("tasks.csv", call="mymodule:predict", bag="june")
+        bag.wait()
+        frame = bag.to_pandas()
+
+Workers elsewhere (`mtask worker`) do the work. `mtask.map(function, rows)` and `mtask.Executor` do it
+here and now. Nothing of the package is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Bag": "model",
+    "BagHandle": "manager",
+    "Counts": "model",
+    "Executor": "local",
+    "Manager": "manager",
+    "Result": "model",
+    "Spec": "model",
+    "State": "model",
+    "connect": "manager",
+    "map": "local",
+    **dict.fromkeys(
+        (
+            "BackendError",
+            "BagExistsError",
+            "BagNotFoundError",
+            "InputError",
+            "MessageError",
+            "MtaskError",
+            "SchemaError",
+            "SendError",
+            "TaskFailedError",
+            "UnavailableError",
+            "UsageError",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [  # noqa: RUF022 the functions first
+    "connect",
+    "map",
+    "Executor",
+    "Manager",
+    "BagHandle",
+    "Bag",
+    "Counts",
+    "Result",
+    "Spec",
+    "State",
+    "BackendError",
+    "BagExistsError",
+    "BagNotFoundError",
+    "InputError",
+    "MessageError",
+    "MtaskError",
+    "SchemaError",
+    "SendError",
+    "TaskFailedError",
+    "UnavailableError",
+    "UsageError",
+]
+
+if TYPE_CHECKING:
+    from mtask.errors import (
+        BackendError,
+        BagExistsError,
+        BagNotFoundError,
+        InputError,
+        MessageError,
+        MtaskError,
+        SchemaError,
+        SendError,
+        TaskFailedError,
+        UnavailableError,
+        UsageError,
+    )
+    from mtask.local import Executor, map
+    from mtask.manager import BagHandle, Manager, connect
+    from mtask.model import Bag, Counts, Result, Spec, State
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtask' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"mtask.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import importlib
@@ -65,10 +64,10 @@ def resolve(target: str) -> Function:
 
 def user_traceback(error: BaseException) -> str:
     """The traceback without the frames of mtask and of Python's import machinery."""
-    ours = os.path.dirname(__file__) + os.sep
+    ours = tuple(os.path.dirname(file) + os.sep for file in (__file__, importlib.__file__))
     lines = ["Traceback (most recent call last):\n"]
     for frame in traceback.extract_tb(error.__traceback__):
-        if not frame.filename.startswith((ours, "<frozen importlib")):
+        if not frame.filename.startswith((*ours, "<frozen importlib")):
             lines += traceback.format_list([frame])
     return "".join([*lines[: len(lines) if len(lines) > 1 else 0], *traceback.format_exception_only(error)])
 
@@ -80,7 +79,7 @@ def _load_module(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or name
         entries = "\n".join(f"    {entry or os.getcwd()}" for entry in sys.path)
-        raise UsageError(f"no module {missing!r}{_near_module(missing)}. Looked in:\n{entries}") from None
+        raise UsageError(f"no module {missing!r}{_near_module(missing)} Looked in:\n{entries}") from None
 
 
 def _load_file(place: str) -> types.ModuleType:
@@ -131,10 +130,10 @@ def _near_module(missing: str) -> str:
     parent, _, last = missing.rpartition(".")
     where = getattr(sys.modules.get(parent), "__path__", None) if parent else None
     if parent and where is None:
-        return f" ({parent} is a module, not a package)"
+        return f" ({parent} is a module, not a package)."
     names = {each.name for each in pkgutil.iter_modules(where)}
     near = difflib.get_close_matches(last, names, 1)
-    return f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+    return f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else "."
 
 
 def _no_function(place: str, holder: Any, name: str) -> str:
@@ -151,7 +150,7 @@ def _no_function(place: str, holder: Any, name: str) -> str:
     where = (
         place if isinstance(holder, types.ModuleType) else f"{place}:{getattr(holder, '__name__', holder)}"
     )
-    defines = f". It defines {', '.join(own[:10])}" if own else ""
+    defines = f"{'' if near else '.'} It defines {', '.join(own[:10])}" if own else ""
     return f"{where} has no function {name!r}{hint}{defines}"
 
 
@@ -249,6 +248,8 @@ class Binder:
         function = self.function
         called = getattr(function, "__call__", None)  # noqa: B004
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+            import asyncio
+
             return lambda *args, **kwargs: asyncio.run(function(*args, **kwargs))
         return function
 

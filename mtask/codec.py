@@ -12,6 +12,10 @@ from numbers import Integral, Real
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
+from mtask.values import to_json_able
+
 __all__ = [
     "ANYTHING",
     "BOOL_WORDS",
@@ -87,6 +91,19 @@ def _only(*kinds: type) -> Callable[[Sequence[Any]], Sequence[Any]]:
         raise TypeError
 
     return check_all
+
+
+def _check_anything(value: Any) -> Any:
+    # The order of a set changes from one process to the next, and with it the digest of the bag.
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=lambda item: msgspec.json.encode(item, enc_hook=to_json_able))
+    return value
+
+
+def _check_anythings(column: Sequence[Any]) -> Sequence[Any]:
+    if {set, frozenset} & set(map(type, column)):
+        raise TypeError
+    return column
 
 
 def _check_text(value: Any) -> str:
@@ -190,7 +207,7 @@ def _check_uuid(value: Any) -> str:
     return str(value if isinstance(value, UUID) else UUID(value))
 
 
-ANYTHING = Codec("anything", _same, _same, None, _same, _same)
+ANYTHING = Codec("anything", _same, _check_anything, None, _same, _check_anythings)
 TEXT = Codec("text", _same, _check_text, None, _same, _only(str))
 INT = Codec("an integer", _parse_int, _check_int, None, _parse_ints, _only(int))
 FLOAT = Codec("a number", _parse_float, _check_float, float_back, _parse_floats, _check_floats)

@@ -227,31 +227,33 @@ def _structure(kind: Any) -> Codec:
         raise UnsupportedAnnotationError(
             f"{name}: no file can hold a value of type {getattr(custom, '__name__', custom)}"
         )
-    isinstance_of = kind if isinstance(kind, type) and not typing.get_args(kind) else ()
+
+    # The order of a set changes from one process to the next, and with it the digest of the bag.
+    order: Literal["deterministic"] | None = "deterministic" if "SetType(" in repr(info) else None
 
     def to_wire(value: Any) -> Any:
-        return msgspec.to_builtins(value, enc_hook=to_json_able, str_keys=True, order="deterministic")
+        return msgspec.to_builtins(value, enc_hook=to_json_able, str_keys=True, order=order)
 
     def decode(wire: Any) -> Any:
         return msgspec.convert(wire, kind, dec_hook=_from_plain, str_keys=True)
 
     def check(value: Any) -> Any:
-        if (
-            isinstance_of
-            and isinstance(value, isinstance_of)
-            and not isinstance(value, (list, tuple, set, dict))
-        ):
-            decode(wire := to_wire(value))
-            return wire
-        return to_wire(decode(value))
+        try:
+            wire = to_wire(decode(value))
+        except msgspec.ValidationError:
+            wire = to_wire(value)  # perhaps with numpy's numbers in it
+        decode(wire)  # an object of the very class was let through unchecked
+        return wire
 
-    scalar = isinstance(info, (msgspec.inspect.TimeDeltaType,))
+    scalar = isinstance(info, msgspec.inspect.TimeDeltaType)
     parse = check if scalar else lambda text: to_wire(decoder.decode(text))
-    if isinstance(info, (msgspec.inspect.CollectionType, msgspec.inspect.TupleType)):
-        shape = "a JSON array"
+    if scalar:
+        expected = "a duration like P1DT2H"
+    elif isinstance(info, (msgspec.inspect.CollectionType, msgspec.inspect.TupleType)):
+        expected = f"a JSON array ({name})"
     else:
-        shape = "a duration like P1DT2H" if scalar else "a JSON object"
-    return Codec(f"{shape} ({name})", parse, check, decode)
+        expected = f"a JSON object ({name})"
+    return Codec(expected, parse, check, decode)
 
 
 def _custom(info: Any, seen: set[int]) -> Any:
@@ -269,6 +271,6 @@ def _custom(info: Any, seen: set[int]) -> Any:
 
 
 def _from_plain(kind: type, value: Any) -> Any:
-    if _is_path(kind) and isinstance(value, str):
+    if _is_path(kind) and isinstance(value, (str, PurePath)):
         return Path(value) if kind is os.PathLike else kind(value)
     raise NotImplementedError

@@ -11,6 +11,8 @@
     │   └── SchemaError             3: stored by a newer mtask than this one
     ├── MessageError                1: a message that this version can't read
     └── TaskFailedError             1: a future's task ended without success
+
+Their texts are meant for the person at the terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mtask.model import Message
+    from mtask.model import Message, Result
 
 __all__ = [
     "BackendError",
@@ -105,4 +107,7 @@ class MessageError(MtaskError):
 
 
 class TaskFailedError(MtaskError):
-    """Raised by the future of a task that ended `failed` or `expired`; carries the task's result."""
+    """A task that was waited for ended `failed` or `expired`."""
+
+    result: Result
+    """Its row."""

@@ -122,12 +122,12 @@ def check_program(template: Template) -> None:
         if os.path.exists(program):
             raise UsageError(f"{program!r} may not be executed: chmod +x {shlex.quote(program)}")
         raise UsageError(f"there is no program {program!r} (relative to {os.getcwd()})")
-    hint = ""
+    hint = "."
     if os.path.exists(program):
-        hint = f"; there is a file of this name here: write ./{program}"
+        hint = f"; there is a file of this name here: write ./{program}."
     elif near := difflib.get_close_matches(program, _programs(), 3):
         hint = f"; did you mean {' or '.join(near)}?"
-    raise UsageError(f"there is no program {program!r}{hint}. Looked in PATH: {os.environ.get('PATH', '')}")
+    raise UsageError(f"there is no program {program!r}{hint} Looked in PATH: {os.environ.get('PATH', '')}")
 
 
 def text_of(value: Any) -> str:

@@ -1,8 +1,11 @@
 """Queue and table in one SQLite file: no server, no account; many processes of one machine.
 
-sqlite:///tasks.db                 a path relative to the working directory
-sqlite:////data/tasks.db           an absolute one
-sqlite:///tasks.db?lane=big        a queue of its own in the same file
+    sqlite:///tasks.db                 a path relative to the working directory
+    sqlite:////data/tasks.db           an absolute one
+    sqlite:///tasks.db?lane=big        a queue of its own in the same file
+
+Beside the file `tasks.db` lie `tasks.db-wal` and `tasks.db-shm` (SQLite's; parts of the database while
+anybody has it open) and `tasks.db.lock` (empty). Not for network file systems: their locks don't hold.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, TypeVar
 
-from mtask.errors import BackendError, MtaskError, UnavailableError
+from mtask.errors import BackendError, UnavailableError
 from mtask_sqlite import schema
 
 __all__ = ["Database"]
@@ -104,11 +104,10 @@ class Database:
         self._identity = _identity(path)
 
     def __del__(self) -> None:
-        if (turns := getattr(self, "_turns", -1)) >= 0:
-            os.close(turns)
+        self._close_turns()
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str) -> Database:
         """Open or create the file; the same object again while it is open in this process.
 
         Raises BackendError or UnavailableError, which say what to do about it.
@@ -121,7 +120,6 @@ class Database:
             if database is None or database._identity != _identity(path):
                 database = cls._shared[key] = cls(path)
             database._users += 1
-            assert isinstance(database, cls)
             return database
 
     def close(self) -> None:
@@ -265,8 +263,6 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except MtaskError:
-            raise
         except sqlite3.Error as error:
             kind, hint = _HINTS.get(_code(error), (BackendError, ""))
             raise kind(f"{self.path}: {hint} ({error})" if hint else f"{self.path}: {error}") from error
@@ -277,6 +273,12 @@ class Database:
         for session in sessions:
             with session.lock:
                 session.connection.close()
+        self._close_turns()
+
+    def _close_turns(self) -> None:
+        turns, self._turns = self._turns, -1
+        if turns >= 0:
+            os.close(turns)
 
 
 def _persist(action: Callable[[], T], busy_s: float) -> T:

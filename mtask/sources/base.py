@@ -114,8 +114,9 @@ def check_columns(columns: Sequence[str], source: str, line: int | None = 1) -> 
     seen: dict[str, int] = {}
     for number, name in enumerate(columns, 1):
         if not name.strip():
+            hint = "; if pandas wrote it: to_csv(…, index=False)" if number == 1 else ""
             raise InputError(
-                f"column number {number} has no name; the first line names the columns: "
+                f"column number {number} has no name{hint}; the first line names the columns: "
                 f"{shorten(','.join(columns))}",
                 source=source,
                 line=line,

@@ -1,17 +1,25 @@
 """A queue against a model of one, in random sequences of steps that hypothesis chooses and shrinks.
 
-def test_machine() -> None:
-    run_state_machine_as_test(lambda: QueueMachine(MyHarness()), settings=SETTINGS)
+A backend's test is `QueueMachine.run(MyHarness)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mtask.model import Delivery
 from mtask.queue import Depth, Queue
@@ -68,6 +76,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.sent = 0
         self.model: dict[int, _Copy] = {}
+
+    @classmethod
+    def run(cls, make: Callable[[], QueueHarness], settings: settings = SETTINGS) -> None:
+        """Run it; each sequence of steps begins with a harness of its own. Prints the failing one."""
+        run_state_machine_as_test(lambda: cls(make()), settings=settings)  # type: ignore[arg-type]
 
     def teardown(self) -> None:
         for queue in self.queues:

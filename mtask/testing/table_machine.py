@@ -1,17 +1,18 @@
 """A table against a model of one, in random sequences of steps that hypothesis chooses and shrinks.
 
-def test_machine() -> None:
-    run_state_machine_as_test(lambda: TableMachine(MyHarness()), settings=SETTINGS)
+A backend's test is `TableMachine.run(MyHarness)`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mtask.model import Bag, BagState, Block, Counts, Result, State
 from mtask.table import Table
@@ -58,6 +59,11 @@ class TableMachine(RuleBasedStateMachine):
         self.attempts: dict[str, list[Result]] = {name: [] for name in BAGS}
         for bag in self.bags.values():
             self.tables[0].create_bag(bag)
+
+    @classmethod
+    def run(cls, make: Callable[[], TableHarness], settings: settings = SETTINGS) -> None:
+        """Run it; each sequence of steps begins with a harness of its own. Prints the failing one."""
+        run_state_machine_as_test(lambda: cls(make()), settings=settings)  # type: ignore[arg-type]
 
     def teardown(self) -> None:
         for table in self.tables:

@@ -152,6 +152,10 @@ class Worker:
         """These bags are over: stop what runs of them."""
         self._post(lambda: self._cancelled(uids))
 
+    def busy(self) -> tuple[int, int]:
+        """(slots that run something, slots)."""
+        return sum(bool(slot.jobs) for slot in self.slots), len(self.slots)
+
     @property
     def draining(self) -> bool:
         return self._drain_reason is not None

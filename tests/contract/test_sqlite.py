@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis.stateful import run_state_machine_as_test
 
 from mtask.testing.queue_contract import QueueContract
-from mtask.testing.queue_machine import SETTINGS, QueueMachine
+from mtask.testing.queue_machine import QueueMachine
 from mtask.testing.table_contract import TableContract
 from mtask.testing.table_machine import TableMachine
 from mtask_sqlite import Database, SqliteQueue, SqliteTable
@@ -105,8 +104,8 @@ class TableHarness(Harness):
 
 
 def test_the_queue_is_like_its_model() -> None:
-    run_state_machine_as_test(lambda: QueueMachine(QueueHarness()), settings=SETTINGS)
+    QueueMachine.run(QueueHarness)
 
 
 def test_the_table_is_like_its_model() -> None:
-    run_state_machine_as_test(lambda: TableMachine(TableHarness()), settings=SETTINGS)
+    TableMachine.run(TableHarness)

@@ -156,7 +156,8 @@ def test_characters_across_the_edges_of_what_is_read_at_once(write: Write, piece
         ("\n\n", None, None, "is empty"),
         (b"\xef\xbb\xbf", None, None, "is empty"),
         ("id,x,id\n", 1, "id", "columns 1 and 3 have the same name"),
-        ("id,,x\n", 1, None, "column number 2 has no name"),
+        ("id,,x\n", 1, None, "column number 2 has no name; the first line names the columns: 'id,,x'"),
+        (",x\n0,1\n", 1, None, "column number 1 has no name; if pandas wrote it: to_csv(…, index=False)"),
         ("\n\nid, \n", 3, None, "column number 2 has no name"),
         (
             "id,x\n1,2\n3\n",
@@ -272,6 +273,16 @@ def test_a_named_pipe_is_read_once(tmp_path: Path) -> None:
     with subprocess.Popen(["sh", "-c", f"printf 'a,b\\n1,2\\n' > {path}"]):
         source = open_source(path)
         assert (source.repeatable, rows_of(source)) == (False, [("1", "2")])
+
+
+def test_json_lines_from_a_named_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.jsonl"
+    os.mkfifo(path)
+    with subprocess.Popen(["sh", "-c", f'printf \'\\n{{"a": 1}}\\n{{"a": 2}}\\n\' > {path}']):
+        source = open_source(path)
+        assert (source.repeatable, rows_of(source)) == (False, [(1,), (2,)])
+        with pytest.raises(UsageError, match="only once"):
+            rows_of(source)
 
 
 # Compression

@@ -91,9 +91,10 @@ def test_words_are_those_of_shlex(text: str) -> None:
     except ValueError:
         words = []
     try:
-        assert list(Template.parse(text, ()).argv(())) == words
+        argv, problem = Template.parse(text, ()).argv(()), ""
     except UsageError as error:
-        assert not words or "means something to a shell only" in str(error)
+        argv, problem = [], str(error)
+    assert argv == words or "means something to a shell only" in problem
 
 
 @settings(deadline=None)
@@ -229,7 +230,29 @@ def test_shell_environment() -> None:
         ("id\n", "can't be the name"),
         *[
             (name, "would change how programs run")
-            for name in ["PATH", "HOME", "SHELL", "IFS", "ENV", "BASH_ENV", "BASH_FUNC_x", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "MTASK_QUEUE", "TMPDIR", "TMP", "LANG", "LC_ALL", "PS4", "PERL5LIB", "NODE_OPTIONS", "GIT_SSH", "PERLLIB"]
+            for name in [
+                "PATH",
+                "HOME",
+                "SHELL",
+                "IFS",
+                "ENV",
+                "BASH_ENV",
+                "BASH_FUNC_x",
+                "LD_PRELOAD",
+                "LD_LIBRARY_PATH",
+                "PYTHONPATH",
+                "PYTHONSTARTUP",
+                "MTASK_QUEUE",
+                "TMPDIR",
+                "TMP",
+                "LANG",
+                "LC_ALL",
+                "PS4",
+                "PERL5LIB",
+                "NODE_OPTIONS",
+                "GIT_SSH",
+                "PERLLIB",
+            ]
         ],
         *[(name, "the shell sets itself") for name in ("UID", "PPID", "_", "RANDOM", "OPTIND")],
     ],
@@ -256,7 +279,6 @@ def chunk_of(*values: Any) -> Chunk:
         ("x" * (MOST_TEXT_BYTES + 1), "131,009 bytes can't be passed to a program (Linux takes 131,008)"),
         ("日" * (MOST_TEXT_BYTES // 3 + 1), "131,010 bytes"),
         (object(), "has no form as text"),
-        ("a\ud800", "has no form as text"),
     ],
     ids=lambda value: repr(value)[:12],
 )

@@ -1,0 +1,189 @@
+"""How status, results and summaries look on a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mtask.cli.common import console
+from mtask.export import Rows
+from mtask.model import DeadMessage
+from mtask.progress import duration
+from mtask.status import BagStatus, FailureGroup, Summary
+
+__all__ = ["bag_panel", "bags_table", "dead_table", "print_json", "print_summary", "results_table"]
+
+MOST_GROUPS = 10
+CELL = 40
+
+
+def print_json(data: object) -> None:
+    click.echo(msgspec.json.encode(data))
+
+
+def bags_table(bags: list[BagStatus]) -> Table | Text:
+    if not bags:
+        return Text("there is no bag here yet; `mtask run tasks.csv …` makes one")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("bag", "state"):
+        table.add_column(name)
+    for name in ("total", "done", "failed", "left"):
+        table.add_column(name, justify="right")
+    table.add_column("what", no_wrap=True)
+    for bag in bags:
+        failed = bag.failed + bag.expired
+        table.add_row(
+            Text(bag.bag),
+            _state(bag),
+            f"{bag.total:,}",
+            f"{bag.done:,}",
+            Text(f"{failed:,}", style="red" if failed else ""),
+            f"{bag.left:,}",
+            Text(_short(bag.title, 60)),
+        )
+    return table
+
+
+def bag_panel(bag: BagStatus) -> Group:
+    failed = bag.failed + bag.expired
+    line = f"{bag.total:,} tasks: {bag.done:,} done, {failed:,} failed, {bag.left:,} left"
+    if bag.left and bag.rate:
+        line += f" · {bag.rate:,.1f}/s"
+        line += f" · ETA {duration(bag.eta_s)}" if bag.eta_s is not None else ""
+    parts: list[Any] = [Text.assemble((bag.bag, "bold"), "  ", _state(bag), "  ", bag.title), Text(line)]
+    if bag.left and not bag.workers and bag.state != "cancelled":
+        parts.append(Text("no worker is running; `mtask worker` starts one here", style="yellow"))
+    parts += _workers(bag)
+    parts += _groups(bag.failures)
+    return Group(*parts)
+
+
+def _state(bag: BagStatus) -> Text:
+    if bag.state == "cancelled":
+        return Text("cancelled", style="yellow")
+    if not bag.finished:
+        return Text("being submitted" if bag.state == "open" else "running" if bag.workers else "waiting", style="cyan")
+    return Text("finished", style="red" if bag.failed + bag.expired else "green")
+
+
+def _workers(bag: BagStatus) -> list[Any]:
+    if not bag.workers:
+        return []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("worker", "state", "slots", "done", "rate", "runs"):
+        table.add_column(name)
+    now = time.time()
+    for worker in bag.workers:
+        running = [f"{task.bag}[{task.index}] {duration(now - task.since)}" for task in worker.running[:4]]
+        more = ["…"] if len(worker.running) > 4 else []
+        table.add_row(
+            Text(worker.worker),
+            worker.state,
+            str(worker.slots),
+            f"{worker.done:,}",
+            f"{worker.rate:,.1f}/s",
+            Text(", ".join(running + more)),
+        )
+    return [Text(), table]
+
+
+def _groups(groups: tuple[FailureGroup, ...]) -> list[Any]:
+    if not groups:
+        return []
+    parts: list[Any] = [Text()]
+    for group in groups[:MOST_GROUPS]:
+        example = f"task {group.index}" + (f" (id {group.id})" if group.id else "")
+        head = f"{group.count:,} × {group.type}" if group.type not in group.message else f"{group.count:,} ×"
+        parts.append(Text.assemble((head, "red"), f" {_short(group.message, 200)}", (f"   e.g. {example}", "dim")))
+    if len(groups) > MOST_GROUPS:
+        parts.append(Text(f"and {len(groups) - MOST_GROUPS} other kinds of failure"))
+    return parts
+
+
+def print_summary(summary: Summary, *, finished: bool) -> None:
+    failed, out = summary.failed + summary.expired, console()
+    if not finished:
+        out.print(
+            Text(
+                f"interrupted: {summary.done:,} done, {failed:,} failed, {summary.left:,} left; "
+                f"the same command goes on, `mtask cancel {summary.bag}` gives up"
+            )
+        )
+        return
+    line = Text.assemble((f"{summary.done:,} done", "green" if not failed else ""))
+    if failed:
+        line.append(f", {failed:,} failed", style="red")
+    if summary.left:
+        line.append(f", {summary.left:,} cancelled", style="yellow")
+    line.append(f" in {duration(summary.wall_s)} · {summary.tasks_per_s:,.1f} tasks/s")
+    if summary.p50_s is not None and summary.p95_s is not None:
+        line.append(f" · a task p50 {duration(summary.p50_s)}, p95 {duration(summary.p95_s)}")
+    if summary.efficiency is not None:
+        line.append(f" · slots busy {summary.efficiency:.0%}")
+    out.print(line)
+    if summary.failures:
+        out.print(Group(*_groups(summary.failures)[1:]))
+        out.print(Text(f"`mtask results {summary.bag} --failed` shows them, `mtask retry {summary.bag}` sends them again"))
+    elif summary.done:
+        out.print(Text(f"`mtask results {summary.bag}` shows the results, with -o FILE writes them"))
+
+
+def results_table(rows: Rows) -> tuple[Table | Text, int]:
+    """The picture, and how many rows are in it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    shown = [i for i, name in enumerate(rows.columns) if name not in _HIDDEN]
+    all_rows = [[row[i] for i in shown] for row in rows]
+    if not all_rows:
+        return Text("no results"), 0
+    used = [at for at in range(len(shown)) if any(row[at] not in (None, "") for row in all_rows)]
+    for at in used:
+        table.add_column(Text(rows.columns[shown[at]]), no_wrap=True, overflow="ellipsis")
+    for row in all_rows:
+        table.add_row(*(_cell(row[at]) for at in used))
+    return table, len(all_rows)
+
+
+_HIDDEN = {
+    "worker",
+    "host",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "cpu_s",
+    "peak_bytes",
+    "traceback",
+}
+
+
+def dead_table(messages: list[DeadMessage]) -> Table | Text:
+    if not messages:
+        return Text("no message was set aside")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("at (UTC)", "reason", "body"):
+        table.add_column(name)
+    for message in messages:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(message.at))
+        body = message.body[:200].decode("utf-8", "backslashreplace")
+        table.add_row(at, Text(message.reason), Text(_short(body, 80)))
+    return table
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("")
+    if isinstance(value, float):
+        return Text(f"{value:.4g}")
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    style = {"done": "green", "failed": "red", "expired": "yellow"}.get(text, "")
+    return Text(_short(text, CELL), style=style)
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"

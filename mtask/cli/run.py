@@ -1,0 +1,211 @@
+"""`mtask run` and `mtask submit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtask.cli.common import DURATION, connect, exit_code, places, quiet
+from mtask.cli.work import slot_options, worker_options, work_until
+
+if TYPE_CHECKING:
+    from mtask.manager import BagHandle, Manager
+
+__all__ = ["run", "submit"]
+
+
+class PerMessage(click.ParamType[int | None]):
+    """A number of tasks, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 on nor 'auto'", param, ctx)
+        return int(value)
+
+
+def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What to run, and how."""
+    options = (
+        click.argument("tasks", metavar="TASKS"),
+        click.option("--call", metavar="MODULE:FUNCTION", help="Call this Python function with each row."),
+        click.option("--run", "template", metavar="TEMPLATE", help="Start this program; {column} is replaced."),
+        click.option("--shell", metavar="SCRIPT", help="Run this sh script; columns are its variables: $column."),
+        click.option("--bag", metavar="NAME", help="Name of the bag.  [default: the file's name]"),
+        click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="Of a failed task."),
+        click.option("--timeout", "timeout_s", type=DURATION, metavar="S", help="Longest time of an attempt."),
+        click.option(
+            "--lease",
+            "lease_s",
+            type=DURATION,
+            metavar="S",
+            default=60.0,
+            show_default=True,
+            help="A dead worker's tasks start elsewhere after this time.",
+        ),
+        click.option("--max-deliveries", type=click.IntRange(1), default=5, show_default=True, hidden=True),
+        click.option(
+            "--per-message",
+            type=PerMessage(),
+            default="auto",
+            show_default=True,
+            help="Most tasks in a message; auto begins with 1 and grows.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@task_options
+@slot_options
+@worker_options
+@places
+@quiet
+def run(
+    tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, slots: int, **options: Any
+) -> int:
+    """Run all tasks of a file here and now, and say how it went.
+
+    TASKS is a CSV file (also .tsv, .jsonl, .parquet; .gz and .zst of them; - is standard input), one
+    task a line, whose columns are the parameters. A column `id` is your own name for the task. Without
+    --call, --run and --shell, the column `command` holds the command line of each task.
+
+    Interrupted, it goes on by the same command. Others may help: `mtask worker` in the same folder.
+
+    \b
+    mtask run tasks.csv --call mymodule:predict -j 4
+    mtask run tasks.csv --run 'blastn -query {reads} -db {db} -outfmt 6'
+    """
+    worker_settings = {key: options.pop(key) for key in ("grace_s", "max_tasks_per_child", "split_after_s")}
+    shown = not (quiet or as_json)
+    with connect(queue, table) as manager:
+        _check_program(options.get("template"), tasks)
+        bag, sent = _submit(manager, tasks, options, shown)
+        if shown:
+            _announce(manager, bag, sent)
+        began_s, before = time.monotonic(), bag.counts().ended
+        finished = bag.finished() or work_until(
+            manager, bag, slots=slots, shown=shown, quiet=quiet, **worker_settings
+        )
+        return _conclude(bag, slots, time.monotonic() - began_s, before, finished, quiet, as_json)
+
+
+def _conclude(
+    bag: BagHandle, slots: int, wall_s: float, before: int, finished: bool, quiet: bool, as_json: bool
+) -> int:
+    from mtask.cli.render import print_json, print_summary
+    from mtask.status import summarize
+
+    summary = summarize(bag, wall_s=wall_s, ended=bag.counts().ended - before, slots=slots)
+    if as_json:
+        print_json(summary)
+    elif not quiet and (summary.total or finished):
+        print_summary(summary, finished=finished)
+    if not finished:
+        return 130
+    return exit_code(summary.failed + summary.expired + summary.left)
+
+
+@click.command()
+@task_options
+@places
+@quiet
+def submit(tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Check all tasks of a file, then store and send them; workers do the rest.
+
+    TASKS and the options are those of `mtask run`. Interrupted, it goes on by the same command.
+
+    \b
+    mtask submit tasks.csv --call mymodule:predict --bag june
+    mtask worker -j 8
+    mtask status june
+    """
+    shown = not (quiet or as_json)
+    with connect(queue, table) as manager:
+        bag, sent = _submit(manager, tasks, options, shown)
+        if as_json:
+            click.echo(f'{{"bag":{_quoted(bag.name)},"total":{bag.counts().total},"sent":{sent}}}')
+        elif shown:
+            _announce(manager, bag, sent, hint=f"`mtask worker` runs them, `mtask status {bag.name}` shows how it goes")
+    return 0
+
+
+def _submit(manager: Manager, tasks: str, options: dict[str, Any], shown: bool) -> tuple[BagHandle, int]:
+    """The bag, and how many of its tasks were sent just now."""
+    sent_through = 0
+    line = _Line(shown and sys.stderr.isatty())
+    template = options.pop("template")
+
+    def on_sent(through: int) -> None:
+        nonlocal sent_through
+        sent_through = through
+        line.show(f"{through:,} tasks sent")
+
+    bag = manager.submit(
+        tasks,
+        run=template,
+        on_rows=lambda n: line.show(f"{n:,} tasks checked"),
+        on_sent=on_sent,
+        **options,
+    )
+    line.clear()
+    return bag, sent_through
+
+
+class _Line:
+    """A line that is written over, for what may take a while."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown, self._last_s, self._width = shown, time.monotonic(), 0
+
+    def show(self, text: str) -> None:
+        now_s = time.monotonic()
+        if self._shown and now_s - self._last_s > 0.2:
+            self._last_s = now_s
+            sys.stderr.write("\r" + text.ljust(self._width))
+            sys.stderr.flush()
+            self._width = len(text)
+
+    def clear(self) -> None:
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+
+
+def _announce(manager: Manager, bag: BagHandle, sent: int, hint: str = "") -> None:
+    counts = bag.counts()
+    if not counts.total:
+        text = f"bag {bag.name!r}: there is no task in the file; nothing to do"
+    elif not sent and not counts.left:
+        text = f"bag {bag.name!r}: all {counts.total:,} tasks have ended already; for another run choose another --bag"
+    elif counts.ended or not sent:
+        text = f"bag {bag.name!r}: going on, {counts.left:,} of {counts.total:,} tasks are left"
+    else:
+        text = f"bag {bag.name!r}: {counts.total:,} tasks"
+    click.echo(f"{text}; {hint}" if hint and counts.left else text, err=True)
+
+
+def _check_program(template: str | None, tasks: str) -> None:
+    """`run` works here, so the program must be here: said before anything is sent."""
+    if template is None:
+        return
+    from mtask.sources import open_source
+    from mtask.template import Template, check_program
+
+    if tasks != "-":
+        check_program(Template.parse(template, open_source(tasks).columns))
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text)

@@ -1,0 +1,128 @@
+"""`mtask worker`, and the working part of `mtask run`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtask.cli.common import DURATION, connect, places
+
+if TYPE_CHECKING:
+    from mtask.manager import BagHandle, Manager
+    from mtask.worker.supervisor import Worker
+
+__all__ = ["slot_options", "work_until", "worker", "worker_options"]
+
+
+def slot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-j",
+        "--slots",
+        type=click.IntRange(1),
+        default=lambda: len(os.sched_getaffinity(0)),
+        show_default="the number of CPUs",
+        help="How many tasks run at a time.",
+    )(command)
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option(
+            "--grace",
+            "grace_s",
+            type=DURATION,
+            default=30.0,
+            show_default=True,
+            metavar="S",
+            help="How long running tasks may go on after SIGTERM or Ctrl-C.",
+        ),
+        click.option(
+            "--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="Renew a function's process after N."
+        ),
+        click.option("--split-after", "split_after_s", type=DURATION, default=10.0, hidden=True),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@slot_options
+@click.option("--idle-exit", "idle_exit_s", type=DURATION, metavar="S", help="End after S without a task.")
+@click.option("--max-runtime", "max_runtime_s", type=DURATION, metavar="S", help="Drain after S.")
+@click.option("--lease", "lease_s", type=DURATION, metavar="S", help="Instead of what the bags say.")
+@worker_options
+@places
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -> int:
+    """Run tasks of any bag until told to stop.
+
+    SIGTERM and Ctrl-C drain: what hasn't started goes back to the queue at once, what runs may end
+    within the grace, and is given to another worker otherwise. A second one hurries.
+
+    Functions are imported from the working directory and from Python's search path.
+    """
+    with connect(queue, table) as manager:
+        made = _make(manager, say=lambda text: click.echo(f"mtask: {text}", err=True), **settings)
+        if not quiet:
+            click.echo(f"worker {made.name}: {len(made.slots)} slots", err=True)
+        with _signals(made, quiet=quiet):
+            made.run()
+        if not quiet:
+            click.echo(f"worker {made.name}: {made.done:,} done, {made.failed:,} failed attempts", err=True)
+    return 0
+
+
+def work_until(
+    manager: Manager, bag: BagHandle, *, slots: int, shown: bool, quiet: bool, **settings: Any
+) -> bool:
+    """Work here until the bag is finished; False: interrupted before that."""
+    from mtask.progress import Progress, Ticker
+
+    with Progress(bag, shown=shown, busy=lambda: made.busy()) as progress:
+        made = _make(manager, say=progress.say, slots=slots, **settings)
+        ticker = Ticker(progress)
+        with _signals(made, quiet=quiet, say=progress.say):
+            ticker.start()
+            try:
+                made.run(until=bag.finished)
+            finally:
+                ticker.stop()
+    return bag.finished()
+
+
+def _make(manager: Manager, *, say: Callable[[str], None], **settings: Any) -> Worker:
+    from mtask.worker.supervisor import Options, Worker
+
+    return Worker(manager.queue, manager.table, Options(**settings), say=say)
+
+
+@contextmanager
+def _signals(
+    made: Worker, *, quiet: bool, say: Callable[[str], None] = lambda text: click.echo(text, err=True)
+) -> Iterator[None]:
+    """The first SIGINT or SIGTERM drains, the second one hurries."""
+    asked = [0]
+
+    def on_signal(number: int, _frame: object) -> None:
+        asked[0] += 1
+        if asked[0] > 1:
+            made.drain("told twice to stop", grace_s=0)
+            return
+        made.drain("told to stop")
+        if not quiet:
+            busy, grace_s = made.busy()[0], made.options.grace_s
+            rest = f"; {busy} running tasks may end within {grace_s:g} s, once more stops them now" if busy else ""
+            say(f"stopping: what hasn't started goes back to the queue{rest}")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
