@@ -250,14 +250,24 @@ class Database:
         except OSError as error:
             raise BackendError(f"{self.path}: its directory can't be made: {error.strerror}") from None
         connection = self._session().connection
-        _persist(lambda: schema.check(connection, self.path), self._busy_s)
+        self._is_ready(connection)
         with suppress(OSError):
             self._turns = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         _persist(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), self._busy_s)
-        if not _persist(lambda: schema.check(connection, self.path), self._busy_s):
+        if not self._is_ready(connection):
             with self.write():
                 if not schema.check(connection, self.path):  # now nobody else can be at it
                     schema.create(connection)
+
+    def _is_ready(self, connection: sqlite3.Connection) -> bool:
+        def check() -> bool:
+            connection.execute("BEGIN")
+            try:
+                return schema.check(connection, self.path)
+            finally:
+                connection.execute("ROLLBACK")
+
+        return _persist(check, self._busy_s)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -91,7 +91,8 @@ CREATE VIEW results AS
 
 
 def check(connection: sqlite3.Connection, path: str) -> bool:
-    """Is the schema there? False when the file is empty.
+    """Is the schema there? False when the file is empty. To be called within a transaction, so that
+    all of it is read at one moment, while others may be creating the schema.
 
     Raises BackendError when it is somebody else's database, SchemaError when a newer mtask made it.
     Changes nothing, so that a wrong path does no harm.

@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--simulate", type=int, metavar="N", help="make N reads up, of which the place is known"
     )
+    parser.add_argument("--made-up", action="store_true", help="make the genome up, too, in any case")
     parser.add_argument("--chunk", type=int, default=25, help="reads in one task (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="of what is made up (default: 0)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write to (default: %(default)s)")
@@ -93,7 +94,7 @@ def main() -> None:
     if options.chunk < 1:
         parser.error("--chunk must be 1 or more")
 
-    if options.genome is None and options.reads is None and SHARED.exists():
+    if not (options.genome or options.reads or options.made_up) and SHARED.exists():
         options.genome = SHARED / "lambda.fa"
         options.reads = None if options.simulate else SHARED / "q200.fa"
     if options.genome:
