@@ -43,7 +43,8 @@ class Table(Protocol):
         sent: int | None = None,
         digest: str | None = None,
     ) -> None:
-        """Set what is given; `total` and `sent` never go down. Raises BagNotFoundError."""
+        """Set what is given; `total` and `sent` never go down, and a cancelled bag can't be sealed
+        (a submit may end after the cancel), only opened. Raises BagNotFoundError."""
         ...
 
     # -- blocks -------------------------------------------------------------------------------------
@@ -79,7 +80,10 @@ class Table(Protocol):
         after: int | None = None,
         indexes: Collection[int] | None = None,
     ) -> Iterator[Result]:
-        """The rows in order of index, from behind index `after`; streams, in pages inside."""
+        """The rows in order of index, from behind index `after`; streams, in pages inside.
+
+        As for the other readers, a bag that isn't there has none.
+        """
         ...
 
     def counts(self, bag: str) -> Counts:
@@ -94,7 +98,8 @@ class Table(Protocol):
         ...
 
     def keep_attempts(self, results: Sequence[Result]) -> None:
-        """Keep failed attempts that are tried again, beside the rows; they count nowhere."""
+        """Keep failed attempts that are tried again, beside the rows; they count nowhere. After a fault
+        the same may come twice: it is kept once, where that costs nothing, else twice."""
         ...
 
     def attempts(self, bag: str, *, after: int | None = None) -> Iterator[Result]:

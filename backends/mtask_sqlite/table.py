@@ -76,9 +76,10 @@ class SqliteTable:
     ) -> None:
         with self._open().write() as connection:
             cursor = connection.execute(
-                "UPDATE bag SET state = coalesce(?, state), digest = coalesce(?, digest),"
+                "UPDATE bag SET digest = coalesce(?, digest), state = CASE"
+                " WHEN state = 'cancelled' AND ? = 'sealed' THEN state ELSE coalesce(?, state) END,"
                 " total = max(total, coalesce(?, 0)), sent = max(sent, coalesce(?, 0)) WHERE name = ?",
-                (state, digest, total, sent, name),
+                (digest, state, state, total, sent, name),
             )
             if not cursor.rowcount:
                 raise _not_found(name)

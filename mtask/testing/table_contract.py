@@ -123,9 +123,18 @@ class TableContract:
         table.update_bag(bag, state=BagState.CANCELLED)
         assert table.bags() == [msgspec.structs.replace(expected, state=BagState.CANCELLED)]
 
+    def test_a_cancelled_bag_is_not_sealed_but_can_be_opened(self, table: Table, bag: str) -> None:
+        table.update_bag(bag, state=BagState.CANCELLED)
+        table.update_bag(bag, state=BagState.SEALED, total=30)
+        assert (table.bag(bag).state, table.bag(bag).total) == (BagState.CANCELLED, 30)
+        table.update_bag(bag, state=BagState.OPEN)
+        table.update_bag(bag, state=BagState.SEALED)
+        assert table.bag(bag).state is BagState.SEALED
+
     def test_total_and_sent_never_go_down(self, table: Table, bag: str) -> None:
         table.update_bag(bag, total=20, sent=5)
         table.update_bag(bag, total=15, sent=7)
+        assert (table.bag(bag).total, table.bag(bag).sent) == (20, 7)
         table.update_bag(bag, total=30, sent=0)
         assert (table.bag(bag).total, table.bag(bag).sent) == (30, 7)
         assert table.counts(bag).total == 30

@@ -150,6 +150,8 @@ class TableMachine(RuleBasedStateMachine):
     ) -> None:
         self.tables[client].update_bag(name, state=state, total=total, sent=sent)
         bag = self.bags[name]
+        if bag.state is BagState.CANCELLED and state is BagState.SEALED:
+            state = None
         self.bags[name] = msgspec.structs.replace(
             bag, state=state or bag.state, total=max(bag.total, total or 0), sent=max(bag.sent, sent or 0)
         )

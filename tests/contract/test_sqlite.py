@@ -1,4 +1,4 @@
-"""The SQLite backend: both contracts, and both machines. What only a file can do wrong: test_sqlite_file.py."""
+"""The SQLite backend: both contracts, both machines, and its URLs. What only a file can do wrong: test_sqlite_file.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mtask.errors import UsageError
 from mtask.testing.queue_contract import QueueContract
 from mtask.testing.queue_machine import QueueMachine
 from mtask.testing.table_contract import TableContract
 from mtask.testing.table_machine import TableMachine
-from mtask_sqlite import Database, SqliteQueue, SqliteTable
+from mtask_sqlite import Database, SqliteQueue, SqliteTable, open_queue, open_table
 
 
 class Clock:
@@ -109,3 +110,38 @@ def test_the_queue_is_like_its_model() -> None:
 
 def test_the_table_is_like_its_model() -> None:
     TableMachine.run(TableHarness)
+
+
+# -- URLs -----------------------------------------------------------------------------------------------
+
+
+def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, file in [
+        ("sqlite:///a.db", "a.db"),
+        ("sqlite:///sub/deeper/b.db", "sub/deeper/b.db"),
+        (f"sqlite:///{tmp_path}/c%20%23d.db?lane=x%2Fy", "c #d.db"),
+    ]:
+        open_queue(url).close()
+        open_table(url).close()
+        assert (tmp_path / file).is_file()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("sqlite:///", "names no file"),
+        ("sqlite://", "not the URL"),
+        ("sqlite:tasks.db", "not the URL"),
+        ("sqlite://tasks.db", "sqlite:///tasks.db"),
+        ("sqlite:///:memory:", "need a file"),
+        ("sqlite:///directory/", "names no file"),
+        ("sqlite:///a.db?lanes=x", "unknown option 'lanes'"),
+        ("sqlite:///a.db?lane=", "no name"),
+        ("sqlite:///a#b.db", "%23"),
+    ],
+)
+def test_urls_that_can_not_be_used(url: str, text: str) -> None:
+    for function in (open_queue, open_table):
+        with pytest.raises(UsageError, match=text):
+            function(url)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mtask.errors import BackendError, BagNotFoundError, SchemaError, UnavailableError, UsageError
+from mtask.errors import BackendError, BagNotFoundError, SchemaError, UnavailableError
 from mtask.model import Counts, State
 from mtask.testing.samples import a_bag, a_done, a_failed, a_message, index_of, messages
 from mtask_sqlite import Database, SqliteQueue, SqliteTable, open_queue, open_table
@@ -113,6 +113,23 @@ def test_many_processes_make_the_file_at_once(url: str) -> None:
     assert [process.returncode for process in processes] == [0] * 6
     with closing(open_queue(url)) as queue:
         assert sorted(receive(queue)) == list(range(6))
+
+
+def test_the_file_is_made_once_however_many_try(tmp_path: Path) -> None:
+    def make(path: str) -> None:
+        start.wait()
+        Database(path).close()  # not `open`, which would be one for all threads
+        made.append(path)
+
+    made: list[str] = []
+    start = threading.Barrier(6)
+    for turn in range(30):
+        threads = [threading.Thread(target=make, args=(f"{tmp_path}/{turn}.db",)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(made) == 180
 
 
 WRITER = """
@@ -322,6 +339,9 @@ def test_an_error_within_a_transaction_undoes_only_its_own_call(
         table.record([a_done(0)])
         with pytest.raises(BagNotFoundError):
             table.record([a_done(1), a_done(0, bag="none")])
+        with pytest.raises(RuntimeError), table.transaction(queue):
+            table.record([a_done(2)])
+            raise RuntimeError
         queue.send([a_message()])
     assert (table.counts("bag"), queue.depth().ready) == (Counts(done=1), 1)
 
@@ -394,38 +414,3 @@ def test_failed_rows_are_found_without_a_look_at_the_others(table: SqliteTable) 
     assert [result.index for result in table.results("bag", states=[State.FAILED])] == [20_000]
     assert table.counts("bag") == Counts(done=20_000, failed=1)
     assert steps < 50
-
-
-# -- URLs -----------------------------------------------------------------------------------------------
-
-
-def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for url, file in [
-        ("sqlite:///a.db", "a.db"),
-        ("sqlite:///sub/deeper/b.db", "sub/deeper/b.db"),
-        (f"sqlite:///{tmp_path}/c%20%23d.db?lane=x%2Fy", "c #d.db"),
-    ]:
-        open_queue(url).close()
-        open_table(url).close()
-        assert (tmp_path / file).is_file()
-
-
-@pytest.mark.parametrize(
-    ("url", "text"),
-    [
-        ("sqlite:///", "names no file"),
-        ("sqlite://", "not the URL"),
-        ("sqlite:tasks.db", "not the URL"),
-        ("sqlite://tasks.db", "sqlite:///tasks.db"),
-        ("sqlite:///:memory:", "need a file"),
-        ("sqlite:///directory/", "names no file"),
-        ("sqlite:///a.db?lanes=x", "unknown option 'lanes'"),
-        ("sqlite:///a.db?lane=", "no name"),
-        ("sqlite:///a#b.db", "%23"),
-    ],
-)
-def test_urls_that_can_not_be_used(url: str, text: str) -> None:
-    for function in (open_queue, open_table):
-        with pytest.raises(UsageError, match=text):
-            function(url)
