@@ -19,7 +19,7 @@ _HOMES = {
     "Bag": "model",
     "BagHandle": "manager",
     "Counts": "model",
-    "Executor": "local",
+    "Executor": "executor",
     "Manager": "manager",
     "Result": "model",
     "Spec": "model",
@@ -36,8 +36,10 @@ _HOMES = {
             "MtaskError",
             "SchemaError",
             "SendError",
+            "StorageFullError",
             "TaskFailedError",
             "UnavailableError",
+            "UnusableError",
             "UsageError",
         ),
         "errors",
@@ -63,8 +65,10 @@ __all__ = [  # noqa: RUF022 the functions first
     "MtaskError",
     "SchemaError",
     "SendError",
+    "StorageFullError",
     "TaskFailedError",
     "UnavailableError",
+    "UnusableError",
     "UsageError",
 ]
 
@@ -78,11 +82,14 @@ if TYPE_CHECKING:
         MtaskError,
         SchemaError,
         SendError,
+        StorageFullError,
         TaskFailedError,
         UnavailableError,
+        UnusableError,
         UsageError,
     )
-    from mtask.local import Executor, map
+    from mtask.executor import Executor
+    from mtask.local import map  # noqa: A004 as the builtin, on many cores
     from mtask.manager import BagHandle, Manager, connect
     from mtask.model import Bag, Counts, Result, Spec, State
 

@@ -7,8 +7,10 @@
     │   └── BagNotFoundError        2: there is no bag of this name
     ├── BackendError                3: a queue or table answered with something that trying again won't cure
     │   ├── UnavailableError        3: out of reach or too busy just now; trying again may help
+    │   │   └── StorageFullError    2: there is no room left where it is stored
     │   ├── SendError               3: some messages of a batch were not sent
-    │   └── SchemaError             3: stored by a newer mtask than this one
+    │   └── UnusableError           2: the place that was named can't be used, by this user or at all
+    │       └── SchemaError         2: stored by a newer mtask than this one
     ├── MessageError                1: a message that this version can't read
     └── TaskFailedError             1: a future's task ended without success
 
@@ -32,8 +34,10 @@ __all__ = [
     "MtaskError",
     "SchemaError",
     "SendError",
+    "StorageFullError",
     "TaskFailedError",
     "UnavailableError",
+    "UnusableError",
     "UsageError",
 ]
 
@@ -86,6 +90,12 @@ class UnavailableError(BackendError):
     """A queue or a table is out of reach or too busy just now: the engine tries again with backoff."""
 
 
+class StorageFullError(UnavailableError):
+    """There is no room left where it is stored. A worker waits until there is; a command gives up."""
+
+    exit_code = 2
+
+
 class SendError(BackendError):
     """Some messages of a batch were not sent; the others were.
 
@@ -98,7 +108,13 @@ class SendError(BackendError):
         super().__init__(f"{len(self.unsent)} messages were not sent: {'; '.join(reasons[:3])}")
 
 
-class SchemaError(BackendError):
+class UnusableError(BackendError):
+    """The place that was named can't be used: it can't be written, or holds something else."""
+
+    exit_code = 2
+
+
+class SchemaError(UnusableError):
     """The stored data was made by a newer version of mtask; upgrade this one."""
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mtask.manager import BagHandle
 
-__all__ = ["FORMATS", "Rows", "to_pandas", "write"]
+__all__ = ["FORMATS", "OWN_COLUMNS", "Rows", "to_pandas", "write"]
 
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 BATCH = 10_000
@@ -49,6 +49,8 @@ _OWN: dict[str, Callable[[Result], Any]] = {
     "stderr": lambda r: r.stderr,
     "traceback": lambda r: r.error and r.error.traceback,
 }
+OWN_COLUMNS = tuple(_OWN)
+"""Behind parameters, state and values."""
 
 
 class Rows:
@@ -83,13 +85,16 @@ class Rows:
             while task is not None and task.index < result.index:
                 task = next(tasks, None)
             params = list(task.params.values()) if task is not None else [None] * len(self.params)
-            yield [result.index, *params, result.state.value, *self._values(result), *(f(result) for f in _OWN.values())]
+            yield [
+                result.index,
+                *params,
+                result.state.value,
+                *self._values(result),
+                *(f(result) for f in _OWN.values()),
+            ]
 
     def _results(self) -> Iterator[Result]:
-        if self._attempts:
-            results = self._bag.attempts()
-        else:
-            results = self._bag.results(states=self._states)
+        results = self._bag.attempts() if self._attempts else self._bag.results(states=self._states)
         return islice(results, self._limit)
 
     def _values(self, result: Result) -> list[Any]:
@@ -151,20 +156,22 @@ def _write_csv(rows: Rows, file: IO[Any]) -> int:
     writer = csv.writer(file)
     writer.writerow(rows.columns)
     count = 0
-    for count, row in enumerate(rows, 1):
+    for row in rows:
         writer.writerow([_cell(value) for value in row])
+        count += 1
     return count
 
 
 def _cell(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         return value
     return msgspec.json.encode(value).decode()
 
 
 def _write_jsonl(rows: Rows, file: IO[Any]) -> int:
     count = 0
-    for count, row in enumerate(rows, 1):
+    for row in rows:
+        count += 1
         file.write(msgspec.json.encode(dict(zip(rows.columns, row, strict=True))).decode())
         file.write("\n")
     return count

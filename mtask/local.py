@@ -1,4 +1,4 @@
-"""Tasks from a Python program, done on this machine: `map` for a list, `Executor` for futures.
+"""Tasks from a Python program, done on this machine: `map` for a list; `mtask.executor` for futures.
 
 Queue and table are a private SQLite file in a temporary folder, which is gone afterwards. Functions
 that workers can import go by their name. Others (of a notebook, of the main script, lambdas) are
@@ -14,30 +14,27 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent import futures
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mtask.errors import BackendError, TaskFailedError, UsageError
+from mtask.errors import TaskFailedError, UsageError
 from mtask.manager import BagHandle, Manager, connect
-from mtask.model import Bag, BagState, Block, Message, Result, Spec, State
-from mtask.sources import Chunk, RowsSource, encode_rows
+from mtask.model import Result, State
+from mtask.sources import RowsSource
+from mtask.status import headline
 
 if TYPE_CHECKING:
-    from mtask.binding import Binder
+    pass
 
-__all__ = ["Executor", "map"]
+__all__ = ["Workshop", "map", "parameters_of", "slots_or_cpus", "task_error"]
 
 T = TypeVar("T")
 POLL_S = (0.001, 0.05)
 
 
-class _Workshop:
+class Workshop:
     """A private folder with queue and table in it, and the functions that can't be imported."""
 
     def __init__(self) -> None:
@@ -74,7 +71,7 @@ class _Workshop:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def map(
+def map(  # noqa: A001 as the builtin, on many cores
     function: Callable[..., T],
     rows: Iterable[Any],
     *,
@@ -93,7 +90,8 @@ def map(
     """
     from mtask.worker.supervisor import Options, Worker
 
-    workshop = _Workshop()
+    slots = slots_or_cpus(slots)
+    workshop = Workshop()
     try:
         source = _as_source(function, rows)
         target = workshop.target(function)
@@ -107,12 +105,19 @@ def map(
         made = Worker(
             workshop.manager.queue,
             workshop.manager.table,
-            Options(slots=slots or len(os.sched_getaffinity(0)), path=(str(workshop.folder),)),
+            Options(slots=slots, path=(str(workshop.folder),)),
         )
         _work(made.run, bag, progress)
         return [_value(result) for result in bag.results()]
     finally:
         workshop.close()
+
+
+def slots_or_cpus(slots: int | None) -> int:
+    """Raises UsageError for a number below 1."""
+    if slots is not None and slots < 1:
+        raise UsageError(f"slots must be 1 or more, not {slots}")
+    return slots or len(os.sched_getaffinity(0))
 
 
 def _work(run: Callable[[Callable[[], bool]], None], bag: BagHandle, progress: bool) -> None:
@@ -135,19 +140,23 @@ def _as_source(function: Callable[..., Any], rows: Iterable[Any]) -> RowsSource:
     rows = chain([first], iterator)
     if isinstance(first, Mapping):
         return RowsSource(rows)
-    names = list(_parameters(function))
+    names = list(parameters_of(function))
     if isinstance(first, tuple):
         return RowsSource(rows, names[: len(first)])
     return RowsSource(((row,) for row in rows), names[:1])
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Raises UsageError for a function without named parameters."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         parameters = None
-    kinds = {p.kind for p in parameters.values()} if parameters is not None else {inspect.Parameter.VAR_POSITIONAL}
+    kinds = (
+        {p.kind for p in parameters.values()}
+        if parameters is not None
+        else {inspect.Parameter.VAR_POSITIONAL}
+    )
     if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise UsageError(f"{function!r} takes *args or **kwargs: wrap it in a function with named parameters")
     assert parameters is not None
@@ -155,140 +164,19 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def _value(result: Result) -> Any:
-    error = _error(result)
+    error = task_error(result)
     if error is not None:
         raise error
     return result.value
 
 
-def _error(result: Result) -> TaskFailedError | None:
+def task_error(result: Result) -> TaskFailedError | None:
     if result.state is State.DONE:
         return None
     assert result.error is not None
-    text = f"task {result.index} {result.state}: {result.error.type}: {result.error.message}"
+    text = f"task {result.index} {result.state}: {headline(result.error.type, result.error.message)}"
     if result.error.traceback:
         text += f"\n{result.error.traceback}"
     error = TaskFailedError(text)
     error.result = result
     return error
-
-
-class Executor(futures.Executor):
-    """A `concurrent.futures.Executor` whose futures are tasks, done by a worker on this machine.
-
-    Arguments and values must have a JSON form. Failed tasks are tried again `retries` times; then
-    their future raises TaskFailedError, whose `result` is the task's row.
-    """
-
-    def __init__(self, slots: int | None = None, *, retries: int = 0, **options: Any) -> None:
-        """`slots`: how many at a time, the number of CPUs by default. `options` are fields of `Spec`."""
-        from mtask.worker.supervisor import Options, Worker
-
-        self._options = {"retries": retries, **options}
-        self._workshop = _Workshop()
-        self._bags: dict[Any, tuple[Bag, Binder, list[int]]] = {}
-        self._pending: dict[tuple[str, int], futures.Future[Any]] = {}
-        self._changed = threading.Condition()
-        self._shut = False
-        manager = self._workshop.manager
-        settings = Options(slots=slots or len(os.sched_getaffinity(0)), path=(str(self._workshop.folder),))
-        self._worker = Worker(manager.queue, manager.table, settings)
-        self._threads = [
-            threading.Thread(target=self._work, name="mtask-worker", daemon=True),
-            threading.Thread(target=self._watch, name="mtask-futures", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
-        """Raises UsageError for a function or arguments that can't be sent, RuntimeError after shutdown."""
-        with self._changed:
-            if self._shut:
-                raise RuntimeError("the executor was shut down")
-            bag, binder, count = self._bag_of(fn)
-            bound = inspect.signature(fn).bind(*args, **kwargs)
-            bound.apply_defaults()
-            chunk = Chunk(range(1, 2), [[bound.arguments[name]] for name in bag.columns], source=bag.name)
-            (row,) = encode_rows(binder.wire(chunk), bag.columns)
-            index = count[0]
-            block = Block(bag=bag.name, number=index, first=index, count=1, rows=b"[" + row + b"]")
-            table, queue = self._workshop.manager.table, self._workshop.manager.queue
-            with table.transaction(queue):
-                table.put_blocks([block])
-                table.update_bag(bag.name, total=index + 1, sent=index + 1)
-                queue.send([Message.of(bag, block)])
-            count[0] += 1
-            future: futures.Future[T] = futures.Future()
-            future.set_running_or_notify_cancel()
-            self._pending[bag.name, index] = future
-            self._changed.notify_all()
-            return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """With `cancel_futures`, tasks that haven't ended are given up, and their futures cancelled."""
-        with self._changed:
-            self._shut = True
-            if cancel_futures:
-                for bag, _, _ in self._bags.values():
-                    self._workshop.manager.table.update_bag(bag.name, state=BagState.CANCELLED)
-                for future in self._pending.values():
-                    future.set_exception(futures.CancelledError())
-                self._pending.clear()
-            self._changed.notify_all()
-        if wait:
-            for thread in self._threads:
-                thread.join()
-
-    def _bag_of(self, function: Callable[..., Any]) -> tuple[Bag, Binder, list[int]]:
-        from mtask.binding import Binder
-
-        if function not in self._bags:
-            columns = tuple(_parameters(function))
-            spec = Spec(kind="call", target=(self._workshop.target(function),), **self._options)
-            name = f"{getattr(function, '__name__', 'function')}-{uuid.uuid4().hex[:8]}"
-            bag = Bag(name=name, spec=spec, columns=columns, source="Executor")
-            self._workshop.manager.table.create_bag(bag)
-            self._bags[function] = bag, Binder(function, columns, textual=False), [0]
-        return self._bags[function]
-
-    def _work(self) -> None:
-        try:
-            self._worker.run()
-        except BackendError as error:
-            with self._changed:
-                for future in self._pending.values():
-                    future.set_exception(error)
-                self._pending.clear()
-                self._shut = True
-                self._changed.notify_all()
-
-    def _watch(self) -> None:
-        """Give the futures their results as they come in, until all have theirs after a shutdown."""
-        pause_s = POLL_S[0]
-        while True:
-            with self._changed:
-                while not self._pending and not self._shut:
-                    self._changed.wait()
-                if not self._pending:
-                    break
-                pending: dict[str, list[int]] = {}
-                for name, index in self._pending:
-                    pending.setdefault(name, []).append(index)
-            found = [r for name, indexes in pending.items() for r in self._results(name, indexes)]
-            for result in found:
-                with self._changed:
-                    future = self._pending.pop((result.bag, result.index), None)
-                if future is None:
-                    continue
-                if (error := _error(result)) is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result.value)
-            pause_s = POLL_S[0] if found else min(1.5 * pause_s, POLL_S[1])
-            time.sleep(pause_s)
-        self._worker.drain("shut down", grace_s=0)
-        self._threads[0].join()
-        self._workshop.close()
-
-    def _results(self, bag: str, indexes: list[int]) -> list[Result]:
-        return list(self._workshop.manager.table.results(bag, indexes=indexes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -40,7 +42,7 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
     urls = find_urls(queue, table)
     opened = open_table(urls.table)
     try:
-        return Manager(open_queue(urls.queue), opened)
+        return Manager(open_queue(urls.queue), opened, place=urls.place)
     except BaseException:
         opened.close()
         raise
@@ -49,8 +51,9 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
 class Manager:
     """A queue and a table. Close it, or use it in a `with` statement."""
 
-    def __init__(self, queue: Queue, table: Table) -> None:
-        self.queue, self.table = queue, table
+    def __init__(self, queue: Queue, table: Table, *, place: str = "") -> None:
+        """`place`: where they are, for people."""
+        self.queue, self.table, self.place = queue, table, place
 
     def __enter__(self) -> Self:
         return self
@@ -89,13 +92,15 @@ class Manager:
         Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
         BagExistsError when `bag` names other tasks.
         """
-        from mtask.submit import claim, prepare, send
+        from mtask.submit import check_name, claim, prepare, send
 
+        if bag is not None:
+            check_name(bag)
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
         prepared = prepare(source, spec, per_message=per_message, on_rows=on_rows)
         try:
-            claimed = claim(self.table, prepared, bag or wish, explicit=bag is not None)
+            claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
             send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
         finally:
             prepared.spool.close()
@@ -112,8 +117,13 @@ class Manager:
             return self.table.bag(name)
         except BagNotFoundError:
             names = [bag.name for bag in self.table.bags()]
-            there = f"there are {', '.join(names[-20:])}" if names else "there is none at all"
-            raise BagNotFoundError(f"there is no bag {name!r}; {there}") from None
+            near = difflib.get_close_matches(name, names, 1)
+            where = f" in {self.place}" if self.place else ""
+            if near:
+                hint = f"did you mean {near[0]!r}?"
+            else:
+                hint = f"there are {', '.join(names[-20:])}" if names else "there is none at all"
+            raise BagNotFoundError(f"there is no bag {name!r}{where}; {hint}") from None
 
     def bags(self) -> list[BagHandle]:
         """All, oldest first."""
@@ -149,8 +159,8 @@ class BagHandle:
         """
         from mtask.progress import Progress
 
-        began_s, pause_s = time.monotonic(), POLL_S[0]
         with Progress(self, shown=progress) as bar:
+            began_s, pause_s = time.monotonic(), POLL_S[0]
             while not self.finished():
                 if timeout_s is not None and time.monotonic() - began_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
@@ -182,7 +192,10 @@ class BagHandle:
         return to_pandas(self)
 
     def retry(
-        self, *, states: Collection[State] = (State.FAILED, State.EXPIRED), indexes: Collection[int] | None = None
+        self,
+        *,
+        states: Collection[State] = (State.FAILED, State.EXPIRED),
+        indexes: Collection[int] | None = None,
     ) -> int:
         """Send the tasks that ended so once more, with fresh attempts; returns how many.
 
@@ -257,16 +270,17 @@ def _name_of(function: Callable[..., Any]) -> str:
 def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
     """The source, and a name for the bag if none is given."""
     import os
-    from pathlib import Path
 
     from mtask.sources import RowsSource, open_source
 
     if isinstance(tasks, str | os.PathLike):
-        name = Path(tasks).name
-        return open_source(tasks), "stdin" if name == "-" else name.split(".")[0] or name
-    if hasattr(tasks, "chunks"):
-        return tasks, "tasks"
-    return RowsSource(tasks, columns), "tasks"
+        tasks = open_source(tasks)
+    elif not hasattr(tasks, "chunks"):
+        return RowsSource(tasks, columns), "tasks"
+    name = os.path.basename(tasks.name)
+    if name == "standard input":
+        return tasks, "stdin"
+    return tasks, re.sub(r"[^\w.-]+", "-", name.split(".")[0])[:80].strip("-_.") or "tasks"
 
 
 def _singles(info: Bag, blocks: Iterable[Block], wanted: Iterator[int]) -> Iterator[Message]:

@@ -103,6 +103,19 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backoff_s: float = 1.0
     """The longest pause before the first retry; it doubles with each further one."""
     backoff_max_s: float = 600.0
+    retry_on: tuple[str, ...] = ()
+    """Only these failures are tried again: names of exception classes (bases count), exit codes, or
+    reasons. Empty: all are."""
+    no_retry: tuple[str, ...] = ()
+    """These are not, even so."""
+    expires_s: float | None = None
+    """A task that hasn't started so long after the bag was made ends as `expired`."""
+    not_before_at: float | None = None
+    """No task starts before (UTC)."""
+    memory_bytes: int | None = None
+    """An attempt that takes more is ended."""
+    tail_bytes: int = TAIL_BYTES
+    """So much of the end of what an attempt prints is kept, of stdout and of stderr."""
 
     def __post_init__(self) -> None:
         if len(self.target) != {"call": 1, "shell": 1, "command": 0}.get(self.kind, len(self.target)):
@@ -117,6 +130,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("timeout_s must be more than 0")
         if self.lease_s < 1:
             raise ValueError("lease_s must be 1 or more")
+        if self.expires_s is not None and self.expires_s <= 0:
+            raise ValueError("expires_s must be more than 0")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError("memory_bytes must be more than 0")
+        if self.tail_bytes < 0:
+            raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
             raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
 
@@ -137,6 +156,8 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the columns and all rows: tells whether a second submit brings the same tasks."""
     uid: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Tells the bag from another one that had the same name before."""
+    generation: int = 0
+    """Goes up when the bag is taken up again after a cancel: messages of before are void."""
     state: BagState = BagState.OPEN
     total: int = 0
     """Number of tasks; final when sealed."""
@@ -146,6 +167,10 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the tasks came from, for people."""
     created_at: float = msgspec.field(default_factory=time.time)
     """UTC."""
+
+    @property
+    def expires_at(self) -> float | None:
+        return None if self.spec.expires_s is None else self.created_at + self.spec.expires_s
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +208,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bag: str
     uid: str
     """The bag's uid."""
+    generation: int = 0
     block: int
     first: int
     count: int
@@ -199,6 +225,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_before: float | None = None
     """Don't start before this time (UTC)."""
 
+    def __post_init__(self) -> None:
+        if self.count < 1 or min(self.first, self.block, self.attempt, self.deaths) < 0:
+            raise ValueError("a count or an index is out of range")
+
     @property
     def has_rows(self) -> bool:
         return len(self.rows) != len(NO_ROWS) or bytes(self.rows) != bytes(NO_ROWS)
@@ -212,6 +242,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return cls(
             bag=bag.name,
             uid=bag.uid,
+            generation=bag.generation,
             block=block.number,
             first=block.first,
             count=block.count,
@@ -219,6 +250,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             rows=msgspec.Raw(block.rows),
             check=check,
             sent_at=round(time.time(), 3),
+            not_before=bag.spec.not_before_at,
         )
 
     @classmethod
@@ -230,13 +262,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         try:
             message = _MESSAGE_DECODER.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise MessageError(f"not a message: {error}") from None
-        if message.v > MESSAGE_VERSION:
-            raise MessageError(
-                f"a message of version {message.v}; this mtask reads up to {MESSAGE_VERSION}: upgrade it"
-            )
-        if message.count < 1 or message.first < 0 or message.block < 0 or message.attempt < 0:
-            raise MessageError("not a message: a count or an index is out of range")
+            problem: str | None = f"not a message: {error}"
+            version = _version_of(body)
+        else:
+            problem, version = None, message.v
+        if version > MESSAGE_VERSION:
+            problem = f"a message of version {version}; this mtask reads up to {MESSAGE_VERSION}: upgrade it"
+        if problem is not None:
+            raise MessageError(problem)
         return message
 
 
@@ -259,6 +292,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     traceback: str = ""
     """Frames of the user's code only."""
+    final: bool = False
+    """Another attempt would be of no use, whatever the spec says about retries."""
+    retry_after_s: float | None = None
+    """The pause that the task itself asked for."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -373,6 +410,18 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True):
 def as_id(value: Any) -> str:
     """A user's own name for a task, as text."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class _Versioned(msgspec.Struct):
+    v: int = 0
+
+
+def _version_of(body: bytes) -> int:
+    """Of something that may be a message of the future; 0 for anything else."""
+    try:
+        return msgspec.json.decode(body, type=_Versioned).v
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
 
 
 _ENCODER = msgspec.json.Encoder()

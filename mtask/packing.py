@@ -12,10 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from mtask.errors import MessageError
 from mtask.model import NO_ROWS, Block, Message
 
 __all__ = [
-    "BLOCK_BYTES", "GROWTH", "auto_count", "fit", "join_rows", "pack", "single", "slice_message", "split_rows",
+    "BLOCK_BYTES",
+    "GROWTH",
+    "auto_count",
+    "fit",
+    "join_rows",
+    "pack",
+    "single",
+    "slice_message",
+    "split_rows",
     "unfold",
 ]
 
@@ -42,12 +51,12 @@ def pack(
     depends on the rows alone, so that an interrupted submit packs the same blocks again.
     """
     held: list[bytes] = []
-    size, most = 0, per_message or auto_count(first)
+    size, most = 1, per_message or auto_count(first)
     for row in rows:
         if held and (len(held) == most or size + len(row) + 1 > block_bytes):
             yield first, len(held), join_rows(held)
             first += len(held)
-            held, size, most = [], 0, per_message or auto_count(first)
+            held, size, most = [], 1, per_message or auto_count(first)
         held.append(row)
         size += len(row) + 1
     if held:
@@ -83,13 +92,21 @@ def single(message: Message, rows: Sequence[msgspec.Raw], index: int) -> Message
 def fit(message: Message, message_bytes: int) -> Message:
     """The message itself, or without its rows when a queue of this limit can't take it: whoever
     receives it reads them from the table's block."""
-    if not message.has_rows or len(message.rows) + 1024 < message_bytes or len(message.encode()) <= message_bytes:
+    if not message.has_rows or len(message.encode()) <= message_bytes:
         return message
     return msgspec.structs.replace(message, rows=NO_ROWS)
 
 
 def unfold(message: Message, block: Block) -> Message:
-    """The message with its rows, which it left in the block."""
-    offset = message.first - block.first
-    rows = split_rows(block.rows)[offset : offset + message.count]
+    """The message with its rows, which it left in the block. Raises MessageError when they aren't there."""
+    start = message.first - block.first
+    if start < 0 or start + message.count > block.count:
+        raise MessageError(f"block {block.number} of bag {block.bag!r} doesn't hold the message's tasks")
+    if message.count == block.count:
+        return msgspec.structs.replace(message, rows=msgspec.Raw(block.rows))
+    try:
+        rows = split_rows(block.rows)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"block {block.number} of bag {block.bag!r} can't be read: {error}") from None
+    rows = rows[start : start + message.count]
     return msgspec.structs.replace(message, rows=msgspec.Raw(join_rows(rows)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mtask.manager import BagHandle
 
-__all__ = ["Progress", "Ticker", "duration"]
+__all__ = ["Progress", "Ticker", "duration", "eta"]
 
 WINDOW_S = 10.0
 """The pace shown is that of the last so many seconds."""
@@ -27,7 +27,9 @@ LINE_EVERY_S = 10.0
 class Progress:
     """Shows how a bag goes, on standard error. Use it in a `with` statement and call `update`."""
 
-    def __init__(self, bag: BagHandle, *, shown: bool = True, busy: Callable[[], tuple[int, int]] | None = None):
+    def __init__(
+        self, bag: BagHandle, *, shown: bool = True, busy: Callable[[], tuple[int, int]] | None = None
+    ):
         """`busy` returns (busy slots, slots)."""
         self._bag, self._shown, self._busy = bag, shown, busy
         self._seen: deque[tuple[float, int]] = deque()
@@ -53,13 +55,18 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         console = Console(stderr=True)
         if not console.is_terminal:
             return
-        self._bar = Bars(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"), console=console
-        )
+        line = TextColumn("{task.fields[line]}", table_column=Column(overflow="ellipsis", no_wrap=True))
+        if console.width < 80:
+            self._bar = Bars(line, console=console)
+        else:
+            name = Column(overflow="ellipsis", no_wrap=True, max_width=20)
+            bar = BarColumn(min(40, console.width - 75))
+            self._bar = Bars(TextColumn("{task.description}", table_column=name), bar, line, console=console)
         self._task = self._bar.add_task(self._bag.name, total=None, line="")
         self._live = self._bar
         self._bar.start()
@@ -96,7 +103,7 @@ class Progress:
         if rate:
             parts.append(f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
             if counts.left:
-                parts.append(f"ETA {duration(counts.left / rate)}")
+                parts.append(f"ETA {eta(counts.left / rate)}")
         if self._busy is not None:
             busy, slots = self._busy()
             parts.append(f"{busy}/{slots} slots busy")
@@ -136,7 +143,16 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2f} s".replace(".00 ", " ")
     whole = round(seconds)
-    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, name, small, small_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= size:
             return f"{whole // size} {name} {whole % size // small} {small_name}"
     return f"{whole} s"
+
+
+def eta(seconds: float) -> str:
+    """An estimate, without digits that nobody can know."""
+    return duration(max(1, round(seconds)))

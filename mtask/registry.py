@@ -8,6 +8,7 @@ point in the group `mtask.backends`, whose name is the scheme.
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 from typing import cast
 
@@ -15,7 +16,7 @@ from mtask.errors import UsageError
 from mtask.queue import Queue
 from mtask.table import Table
 
-__all__ = ["BUILTIN", "open_queue", "open_table", "scheme_of", "serves_table"]
+__all__ = ["BUILTIN", "open_queue", "open_table", "scheme_of", "serves_table", "shown"]
 
 BUILTIN = {
     "amqp": ("mtask_rabbitmq", "rabbitmq"),
@@ -50,6 +51,11 @@ def serves_table(url: str) -> bool:
     return hasattr(_backend(url), "open_table")
 
 
+def shown(url: str) -> str:
+    """The URL without its password, for people and logs."""
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:…@", url)
+
+
 def scheme_of(url: str) -> str:
     """The part of a URL before `:`; raises UsageError when there is none."""
     scheme, colon, _ = url.partition(":")
@@ -64,7 +70,7 @@ def _factory(url: str, function: str, what: str):  # type: ignore[no-untyped-def
     backend = _backend(url)
     factory = getattr(backend, function, None)
     if factory is None:
-        raise UsageError(f"{url!r}: the backend of {scheme_of(url)}:// has no {what}")
+        raise UsageError(f"{shown(url)!r}: the backend of {scheme_of(url)}:// has no {what}")
     return factory
 
 
@@ -83,5 +89,5 @@ def _backend(url: str) -> ModuleType:
     found = entry_points(group="mtask.backends", name=scheme)
     if not found:
         known = sorted({*BUILTIN, *(entry.name for entry in entry_points(group="mtask.backends"))})
-        raise UsageError(f"{url!r}: unknown scheme {scheme!r}; there are {', '.join(known)}")
+        raise UsageError(f"{shown(url)!r}: unknown scheme {scheme!r}; there are {', '.join(known)}")
     return cast(ModuleType, next(iter(found)).load())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from mtask.errors import UsageError
-from mtask.registry import serves_table
+from mtask.registry import scheme_of, serves_table, shown
 
 __all__ = ["DEFAULT_URL", "FILE", "Urls", "find_urls"]
 
@@ -18,22 +20,38 @@ _KEYS = ("queue", "table")
 
 
 class Urls(NamedTuple):
+    """Where queue and table are."""
+
     queue: str
     table: str
+
+    @property
+    def place(self) -> str:
+        """For people."""
+        queue, table = (shown(url).removeprefix("sqlite:///") for url in self)
+        return queue if queue == table else f"{queue} (results in {table})"
 
 
 def find_urls(queue: str | None = None, table: str | None = None) -> Urls:
     """The URLs of queue and table.
 
-    `mtask.toml` is looked for in the working directory and its parents. Where only the queue is
-    given and its backend can be a table, too, it is both. Raises UsageError for a file that is wrong.
+    `mtask.toml` is looked for in the working directory and its parents; a relative path in it is
+    relative to its folder. Where only the queue is given and its backend can be a table, too, it is
+    both. Raises UsageError for a file or a variable that is wrong.
     """
     stored = _from_file()
-    queue = queue or os.environ.get("MTASK_QUEUE") or stored.get("queue")
-    table = table or os.environ.get("MTASK_TABLE") or stored.get("table")
+    queue = queue or _from_environment("MTASK_QUEUE") or stored.get("queue")
+    table = table or _from_environment("MTASK_TABLE") or stored.get("table")
     if table is None:
         table = queue if queue is not None and serves_table(queue) else DEFAULT_URL
     return Urls(queue or DEFAULT_URL, table)
+
+
+def _from_environment(name: str) -> str | None:
+    url = os.environ.get(name)
+    if url:
+        _check(url, name)
+    return url
 
 
 def _from_file() -> dict[str, str]:
@@ -47,13 +65,32 @@ def _from_file() -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
-    unknown = sorted(set(content) - set(_KEYS))
-    if unknown:
-        raise UsageError(f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(_KEYS)}")
+    urls = dict[str, str]()
     for key, value in content.items():
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {' and '.join(_KEYS)}"
+            raise UsageError(f"{path}: unknown setting {key!r}; {hint}")
         if not isinstance(value, str):
             raise UsageError(f'{path}: {key} must be a URL in quotes, like "{DEFAULT_URL}"')
-    return content
+        _check(value, f"{path}: {key}")
+        urls[key] = _below(path.parent, value)
+    return urls
+
+
+def _check(url: str, place: str) -> None:
+    try:
+        scheme_of(url)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
+
+
+def _below(folder: Path, url: str) -> str:
+    """The same file wherever below the folder mtask is called."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or path.startswith(("/", "~")) or folder == Path.cwd():
+        return url
+    return f"sqlite:///{quote(str(folder))}/{path}"

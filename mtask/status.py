@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mtask.model import BagState, Counts, Result, State, WorkerStatus
+from mtask.model import BagState, Counts, Reason, Result, State, WorkerStatus
 from mtask.table import Table
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle
 
-__all__ = ["BagStatus", "FailureGroup", "Summary", "group_failures", "status_of", "summarize"]
+__all__ = ["BagStatus", "FailureGroup", "Summary", "group_failures", "headline", "status_of", "summarize"]
 
 MOST_FAILURES = 10_000
 """So many failed tasks are looked at to group them."""
@@ -38,6 +38,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a bag stands now."""
+
     bag: str
     state: BagState
     title: str
@@ -66,6 +68,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     expired: int
     left: int
+    ran: int
+    """Tasks that ended in this run; the others had ended before."""
     wall_s: float
     tasks_per_s: float
     p50_s: float | None
@@ -123,13 +127,28 @@ def group_failures(results: Iterable[Result]) -> list[FailureGroup]:
     return sorted(groups.values(), key=lambda group: (-group.count, group.index))
 
 
+def headline(kind: str, message: str) -> str:
+    """An error in a line: `ValueError: no 3`, or just `exit status 3` where there was no exception."""
+    if kind in _NO_EXCEPTION:
+        return message or kind
+    return f"{kind}: {message}" if message else kind
+
+
+_NO_EXCEPTION = {*Reason, "expired"}
+"""What stands in place of an exception's class, and says no more than the message."""
+
+
 def summarize(bag: BagHandle, *, wall_s: float, ended: int, slots: int | None = None) -> Summary:
     """`ended`: tasks that ended within `wall_s`; `slots`: of the worker, if it was the only one."""
     counts = bag.counts()
     walls = _durations(bag, counts)
     mean_s = sum(walls) / len(walls) if walls else 0.0
     efficiency = min(1.0, mean_s * ended / (slots * wall_s)) if slots and ended and wall_s else None
-    failures = group_failures(bag.results(states=(State.FAILED, State.EXPIRED))) if counts.ended > counts.done else []
+    failures = (
+        group_failures(bag.results(states=(State.FAILED, State.EXPIRED)))
+        if counts.ended > counts.done
+        else []
+    )
     return Summary(
         bag=bag.name,
         total=counts.total,
@@ -137,6 +156,7 @@ def summarize(bag: BagHandle, *, wall_s: float, ended: int, slots: int | None = 
         failed=counts.failed,
         expired=counts.expired,
         left=counts.left,
+        ran=ended,
         wall_s=round(wall_s, 3),
         tasks_per_s=round(ended / wall_s, 3) if wall_s else 0.0,
         p50_s=_quantile(walls, 0.50),

@@ -9,6 +9,7 @@ interrupted one was (promise 7).
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import IO
 import msgspec
 
 from mtask.binding import Binder, resolve
-from mtask.errors import BagExistsError, UnavailableError, UsageError
+from mtask.errors import BagExistsError, StorageFullError, UsageError
 from mtask.model import COMMAND_COLUMN, Bag, BagState, Block, Message, Spec
 from mtask.packing import fit, pack
 from mtask.queue import Queue, send_all
@@ -25,7 +26,7 @@ from mtask.sources import Chunk, Source, encode_rows
 from mtask.table import Table
 from mtask.template import Template, check_command_lines, check_words, shell_environment
 
-__all__ = ["Prepared", "Spool", "claim", "prepare", "send"]
+__all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "send"]
 
 SPOOL_MEMORY_BYTES = 8 * 1024 * 1024
 SEND_BLOCKS = 64
@@ -46,7 +47,7 @@ class Spool:
         try:
             self._file.write(rows)
         except OSError as error:
-            raise UnavailableError(
+            raise StorageFullError(
                 f"can't write the checked tasks to {tempfile.gettempdir()}: {error.strerror}; "
                 "free some space, or set TMPDIR to another directory"
             ) from None
@@ -132,6 +133,15 @@ def _checker(spec: Spec, source: Source) -> Callable[[Chunk], Chunk]:
     return lambda chunk: check_words(chunk, columns)
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that a bag can't have."""
+    if not re.fullmatch(r"[^\W_][\w.-]{0,99}", name):
+        raise UsageError(
+            f"{name!r} can't be the name of a bag: it has 1 to 100 letters, digits, '.', '-' and '_', "
+            "and begins with a letter or a digit"
+        )
+
+
 def claim(table: Table, prepared: Prepared, name: str, *, explicit: bool) -> Bag:
     """The bag to send to: a new one, or one whose submit was interrupted.
 
@@ -175,13 +185,19 @@ def _differs(there: Bag, prepared: Prepared) -> str | None:
     """In what the stored bag differs; None: it is the same, and this is the same submit once more."""
     if there.state is BagState.CANCELLED:
         return "was cancelled"
-    if there.digest != prepared.digest:
-        return f"holds other tasks (from {there.source})"
+    # First: as parameters of another function or of a command, the same fields are other values.
     if (there.spec.kind, there.spec.target) != (prepared.spec.kind, prepared.spec.target):
         return f"runs something else ({there.spec.title})"
+    if there.digest != prepared.digest:
+        return f"holds other tasks (from {there.source})"
     if there.spec != prepared.spec:
-        return "has other options (retries, timeout, lease, …)"
+        return f"has other options: {_options(there.spec, prepared.spec)}"
     return None
+
+
+def _options(there: Spec, here: Spec) -> str:
+    changed = (name for name in Spec.__struct_fields__ if getattr(there, name) != getattr(here, name))
+    return ", ".join(f"{name}={getattr(there, name)} (now {getattr(here, name)})" for name in changed)
 
 
 def _is_over(table: Table, bag: Bag) -> bool:

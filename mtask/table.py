@@ -42,8 +42,9 @@ class Table(Protocol):
         total: int | None = None,
         sent: int | None = None,
         digest: str | None = None,
+        generation: int | None = None,
     ) -> None:
-        """Set what is given; `total` and `sent` never go down, and a cancelled bag can't be sealed
+        """Set what is given; `total`, `sent` and `generation` never go down, and a cancelled bag can't be sealed
         (a submit may end after the cancel), only opened. Raises BagNotFoundError."""
         ...
 

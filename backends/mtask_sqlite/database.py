@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar, TypeVar
 
-from mtask.errors import BackendError, UnavailableError
+from mtask.errors import BackendError, MtaskError, StorageFullError, UnavailableError, UnusableError
 from mtask_sqlite import schema
 
 __all__ = ["Database"]
@@ -38,23 +38,23 @@ _HINTS = {
         "other processes kept it locked; try again, or run fewer workers on it",
     ),
     sqlite3.SQLITE_LOCKED: (UnavailableError, "it is locked; try again"),
-    sqlite3.SQLITE_FULL: (UnavailableError, "the disk is full; free some space, and work goes on"),
+    sqlite3.SQLITE_FULL: (StorageFullError, "the disk is full; free some space, and work goes on"),
     sqlite3.SQLITE_IOERR: (UnavailableError, "the disk failed or a quota is used up; check `df` and `dmesg`"),
     sqlite3.SQLITE_NOMEM: (UnavailableError, "out of memory"),
     sqlite3.SQLITE_READONLY: (
-        BackendError,
+        UnusableError,
         "it can't be written; check the permissions of the file and its directory",
     ),
     sqlite3.SQLITE_CANTOPEN: (
-        BackendError,
+        UnusableError,
         "it can't be opened; check the path and the permissions of its directory",
     ),
     sqlite3.SQLITE_PERM: (
-        BackendError,
+        UnusableError,
         "access was denied; check the permissions of the file and its directory",
     ),
-    sqlite3.SQLITE_NOTADB: (BackendError, "it is not an SQLite database; name another file for mtask"),
-    sqlite3.SQLITE_CORRUPT: (BackendError, "the file is damaged; see https://sqlite.org/recovery.html"),
+    sqlite3.SQLITE_NOTADB: (UnusableError, "it is not an SQLite database; name another file for mtask"),
+    sqlite3.SQLITE_CORRUPT: (UnusableError, "the file is damaged; see https://sqlite.org/recovery.html"),
 }
 
 
@@ -248,7 +248,7 @@ class Database:
         try:
             os.makedirs(directory, exist_ok=True)
         except OSError as error:
-            raise BackendError(f"{self.path}: its directory can't be made: {error.strerror}") from None
+            raise UnusableError(f"{self.path}: its directory can't be made: {error.strerror}") from None
         connection = self._session().connection
         self._is_ready(connection)
         with suppress(OSError):

@@ -149,9 +149,9 @@ def next_limit(rows: Sequence[tuple[Any, ...]]) -> int:
     return max(1, min(_PAGE_ROWS, _PAGE_BYTES // average))
 
 
-def bag_of(row: tuple[bytes, str, int, int, str]) -> Bag:
+def bag_of(row: tuple[bytes, str, int, int, int, str]) -> Bag:
     """The bag as it is now, from its body as created and what has changed since."""
-    body, state, total, sent, digest = row
+    body, state, generation, total, sent, digest = row
     return msgspec.structs.replace(
-        _decode_bag(body), state=BagState(state), total=total, sent=sent, digest=digest
+        _decode_bag(body), state=BagState(state), generation=generation, total=total, sent=sent, digest=digest
     )

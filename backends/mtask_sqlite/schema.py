@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from mtask.errors import BackendError, SchemaError
+from mtask.errors import SchemaError, UnusableError
 
 __all__ = ["APPLICATION_ID", "INDEX_BITS", "VERSION", "check", "create"]
 
@@ -29,6 +29,7 @@ CREATE TABLE bag (
     name       TEXT NOT NULL UNIQUE,
     created_at REAL NOT NULL,
     state      TEXT NOT NULL,
+    generation INTEGER NOT NULL,
     digest     TEXT NOT NULL,
     total      INTEGER NOT NULL,
     sent       INTEGER NOT NULL,
@@ -94,7 +95,7 @@ def check(connection: sqlite3.Connection, path: str) -> bool:
     """Is the schema there? False when the file is empty. To be called within a transaction, so that
     all of it is read at one moment, while others may be creating the schema.
 
-    Raises BackendError when it is somebody else's database, SchemaError when a newer mtask made it.
+    Raises UnusableError when it is somebody else's database, SchemaError when a newer mtask made it.
     Changes nothing, so that a wrong path does no harm.
     """
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -107,7 +108,9 @@ def check(connection: sqlite3.Connection, path: str) -> bool:
         return True
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if application_id or version or tables:
-        raise BackendError(f"{path} is the database of another application; name a file of its own for mtask")
+        raise UnusableError(
+            f"{path} is the database of another application; name a file of its own for mtask"
+        )
     return False
 
 

@@ -22,7 +22,7 @@ from mtask_sqlite.schema import INDEX_BITS
 __all__ = ["SqliteTable"]
 
 _DAY_S = 86400.0
-_BAG = "SELECT body, state, total, sent, digest FROM bag"
+_BAG = "SELECT body, state, generation, total, sent, digest FROM bag"
 _KEEP = "INSERT INTO attempt (key, attempt, body) VALUES (?, ?, ?)"
 _NAMED = "key IN (SELECT value FROM json_each(?)) ORDER BY key"
 
@@ -42,11 +42,20 @@ class SqliteTable:
     # -- bags ---------------------------------------------------------------------------------------
 
     def create_bag(self, bag: Bag) -> None:
-        row = (bag.name, bag.created_at, bag.state, bag.digest, bag.total, bag.sent, encode(bag))
+        row = (
+            bag.name,
+            bag.created_at,
+            bag.state,
+            bag.generation,
+            bag.digest,
+            bag.total,
+            bag.sent,
+            encode(bag),
+        )
         with self._open().write() as connection:
             cursor = connection.execute(
-                "INSERT INTO bag (name, created_at, state, digest, total, sent, body)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+                "INSERT INTO bag (name, created_at, state, generation, digest, total, sent, body)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
                 row,
             )
             if not cursor.rowcount:
@@ -73,13 +82,15 @@ class SqliteTable:
         total: int | None = None,
         sent: int | None = None,
         digest: str | None = None,
+        generation: int | None = None,
     ) -> None:
         with self._open().write() as connection:
             cursor = connection.execute(
                 "UPDATE bag SET digest = coalesce(?, digest), state = CASE"
                 " WHEN state = 'cancelled' AND ? = 'sealed' THEN state ELSE coalesce(?, state) END,"
-                " total = max(total, coalesce(?, 0)), sent = max(sent, coalesce(?, 0)) WHERE name = ?",
-                (digest, state, state, total, sent, name),
+                " total = max(total, coalesce(?, 0)), sent = max(sent, coalesce(?, 0)),"
+                " generation = max(generation, coalesce(?, 0)) WHERE name = ?",
+                (digest, state, state, total, sent, generation, name),
             )
             if not cursor.rowcount:
                 raise _not_found(name)

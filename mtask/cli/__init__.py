@@ -29,10 +29,10 @@ VERBS = {
 class LazyGroup(click.Group):
     """Knows its verbs by name, and imports them when they are needed."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"mtask.cli.{VERBS[cmd_name]}")
@@ -52,7 +52,9 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"{error.format_message()} {hint}", ctx) from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(mtask.__version__, prog_name="mtask")
 def cli() -> None:
     """Run many independent tasks: on this machine, a pool, or a cloud fleet.
@@ -61,7 +63,7 @@ def cli() -> None:
     file .mtask/mtask.db, unless --queue and --table, MTASK_QUEUE and MTASK_TABLE, or mtask.toml say
     otherwise.
 
-    Exit status: 0 all tasks done; 1 some failed; 2 wrong usage or input, nothing was sent; 3 queue
+    Exit status: 0 all tasks done; 1 some failed; 2 wrong usage or input, or a place that can't be written; 3 queue
     or table out of reach; 130 interrupted.
     """
 

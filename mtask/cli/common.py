@@ -10,36 +10,81 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from mtask.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mtask.manager import Manager
 
-__all__ = ["DURATION", "bag_argument", "connect", "console", "exit_code", "places", "quiet"]
+__all__ = [
+    "Duration",
+    "NothingHereError",
+    "Whole",
+    "bag_argument",
+    "connect",
+    "console",
+    "exit_code",
+    "places",
+    "quiet",
+    "tasks_text",
+]
+
+DEFAULT_PATH = ".mtask/mtask.db"
+
+
+class NothingHereError(UsageError):
+    """No task was ever submitted from this folder."""
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Duration(click.ParamType[float]):
     """Seconds; also `90s`, `5m`, `2h`, `1d`."""
 
     name = "duration"
-    _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+    def __init__(self, least: str = "0s", *, positive: bool = False) -> None:
+        self._least, self._positive = least, positive
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|m|min|h|d|)\s*", str(value))
-        if not found:
+        seconds = self._seconds(str(value))
+        if seconds is None:
             self.fail(f"{value!r} is not a duration; write seconds, or 90s, 5m, 2h, 1d", param, ctx)
-        return float(found[1]) * self._UNITS[found[2]]
+        if self._positive and seconds == 0:
+            self.fail(f"{value!r} is too short; it must be more than 0", param, ctx)
+        if seconds < (self._seconds(self._least) or 0):
+            self.fail(f"{value!r} is too short; the least is {self._least}", param, ctx)
+        return seconds
+
+    def _seconds(self, text: str) -> float | None:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|m|min|h|d|)\s*", text)
+        return float(found[1]) * _UNITS[found[2]] if found else None
 
 
-DURATION = Duration()
+class Whole(click.ParamType[int]):
+    """A whole number, not below `least`."""
+
+    name = "number"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if number < self._least:
+            self.fail(f"{value!r} is too small; the least is {self._least}", param, ctx)
+        return number
 
 
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """--queue and --table."""
-    table = click.option("--table", metavar="URL", help="Where results are kept.  [default: see above]")
-    queue = click.option("--queue", metavar="URL", help="The queue.  [default: .mtask/mtask.db]")
+    table = click.option("--table", metavar="URL", help="Where results are kept.  [default: with the queue]")
+    queue = click.option("--queue", metavar="URL", help=f"The queue.  [default: {DEFAULT_PATH}]")
     return queue(table(command))
 
 
@@ -54,10 +99,24 @@ def bag_argument(*, required: bool) -> Callable[[Callable[..., Any]], Callable[.
     return click.argument("bag", required=required, shell_complete=_complete_bag)
 
 
-def connect(queue: str | None, table: str | None) -> Manager:
-    from mtask.manager import connect as open_both
+def connect(queue: str | None, table: str | None, *, create: bool = True) -> Manager:
+    """With `create` false, looking into a folder without `.mtask/` doesn't make one.
 
+    Raises NothingHereError instead.
+    """
+    from mtask.manager import connect as open_both
+    from mtask.settings import DEFAULT_URL, find_urls
+
+    if not create and find_urls(queue, table).table == DEFAULT_URL and not os.path.exists(DEFAULT_PATH):
+        raise NothingHereError(
+            f"there is no {DEFAULT_PATH} in {os.getcwd()}: nothing was submitted here yet. Go to the folder "
+            "where you did, or say --queue and --table, or set MTASK_QUEUE and MTASK_TABLE"
+        )
     return open_both(queue, table)
+
+
+def tasks_text(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -74,9 +133,9 @@ def exit_code(failed: int) -> int:
     return 1 if failed else 0
 
 
-def _complete_bag(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     try:
-        with connect(ctx.params.get("queue"), ctx.params.get("table")) as manager:
+        with connect(ctx.params.get("queue"), ctx.params.get("table"), create=False) as manager:
             names = [bag.name for bag in manager.bags()]
     except Exception:
         return []  # completion must never print

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import click
 
-from mtask.cli.common import bag_argument, connect, places
+from mtask.cli.common import bag_argument, connect, places, tasks_text
 
 __all__ = ["cancel", "completion", "dead", "retry"]
 
 
 @click.command()
 @bag_argument(required=True)
-@click.option("--failed", is_flag=True, help="All that failed or expired.  [default]")
+@click.option("--failed", "_failed", is_flag=True, help="All that failed or expired.  [default]")
 @click.option("--ids", metavar="ID,…", help="Only tasks with these ids, or indexes where there are no ids.")
 @places
-def retry(bag: str, failed: bool, ids: str | None, queue: str | None, table: str | None) -> int:
-    """Send failed tasks once more, with fresh attempts. Their old rows stay in `results --attempts`."""
+def retry(bag: str, _failed: bool, ids: str | None, queue: str | None, table: str | None) -> int:
+    """Send the failed tasks of a bag once more, with fresh attempts.
+
+    Workers run them; or the `mtask run` of before, once more. What failed before is still shown by
+    `mtask results BAG --attempts`.
+    """
     from mtask.errors import UsageError
     from mtask.model import State
 
     ended = (State.FAILED, State.EXPIRED)
-    with connect(queue, table) as manager:
+    with connect(queue, table, create=False) as manager:
         handle, indexes = manager.bag(bag), None
         if ids is not None:
             wanted = {part.strip() for part in ids.split(",")}
@@ -28,7 +32,10 @@ def retry(bag: str, failed: bool, ids: str | None, queue: str | None, table: str
             if not indexes:
                 raise UsageError(f"no task of bag {bag!r} that failed or expired has one of these ids: {ids}")
         count = handle.retry(states=ended, indexes=indexes)
-    click.echo(f"{count:,} tasks sent again" if count else "no task failed; nothing to do", err=True)
+    if count:
+        click.echo(f"{tasks_text(count)} sent again; `mtask worker` runs them", err=True)
+    else:
+        click.echo("no task failed; nothing to do", err=True)
     return 0
 
 
@@ -36,23 +43,29 @@ def retry(bag: str, failed: bool, ids: str | None, queue: str | None, table: str
 @bag_argument(required=True)
 @places
 def cancel(bag: str, queue: str | None, table: str | None) -> int:
-    """Run nothing more of a bag; workers stop within seconds what they run of it."""
-    with connect(queue, table) as manager:
+    """Run nothing more of a bag.
+
+    Workers stop within seconds what they run of it. What has ended stays.
+    """
+    with connect(queue, table, create=False) as manager:
         handle = manager.bag(bag)
         handle.cancel()
         counts = handle.counts()
-    click.echo(f"bag {bag!r} is cancelled: {counts.ended:,} tasks had ended, {counts.left:,} will not run", err=True)
+    click.echo(
+        f"bag {bag!r} is cancelled: {tasks_text(counts.ended)} had ended, {counts.left:,} will not run",
+        err=True,
+    )
     return 0
 
 
 @click.command()
 @places
 def dead(queue: str | None, table: str | None) -> int:
-    """List the messages that no worker could read, with the reason and the beginning of the body."""
+    """List the messages that no worker could read, and why."""
     from mtask.cli.common import console
     from mtask.cli.render import dead_table
 
-    with connect(queue, table) as manager:
+    with connect(queue, table, create=False) as manager:
         console().print(dead_table(list(manager.table.dead())))
     return 0
 
@@ -60,7 +73,7 @@ def dead(queue: str | None, table: str | None) -> int:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
-    """Print the script that makes SHELL complete verbs, options and bags.
+    """Print a script that completes verbs, options and bags.
 
     \b
     bash:  mtask completion bash > ~/.local/share/bash-completion/completions/mtask

@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 import msgspec
+from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mtask.cli.common import console
-from mtask.export import Rows
+from mtask.cli.common import console, tasks_text
+from mtask.export import OWN_COLUMNS, Rows
 from mtask.model import DeadMessage
-from mtask.progress import duration
-from mtask.status import BagStatus, FailureGroup, Summary
+from mtask.progress import duration, eta
+from mtask.status import BagStatus, FailureGroup, Summary, headline
 
 __all__ = ["bag_panel", "bags_table", "dead_table", "print_json", "print_summary", "results_table"]
 
@@ -31,11 +32,11 @@ def bags_table(bags: list[BagStatus]) -> Table | Text:
     if not bags:
         return Text("there is no bag here yet; `mtask run tasks.csv …` makes one")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("bag", "state"):
-        table.add_column(name)
+    table.add_column("bag", overflow="fold", min_width=8)
+    table.add_column("state", no_wrap=True)
     for name in ("total", "done", "failed", "left"):
-        table.add_column(name, justify="right")
-    table.add_column("what", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
     for bag in bags:
         failed = bag.failed + bag.expired
         table.add_row(
@@ -52,14 +53,18 @@ def bags_table(bags: list[BagStatus]) -> Table | Text:
 
 def bag_panel(bag: BagStatus) -> Group:
     failed = bag.failed + bag.expired
-    line = f"{bag.total:,} tasks: {bag.done:,} done, {failed:,} failed, {bag.left:,} left"
+    line = f"{tasks_text(bag.total)}: {bag.done:,} done, {failed:,} failed, {bag.left:,} left"
     if bag.left and bag.rate:
         line += f" · {bag.rate:,.1f}/s"
-        line += f" · ETA {duration(bag.eta_s)}" if bag.eta_s is not None else ""
-    parts: list[Any] = [Text.assemble((bag.bag, "bold"), "  ", _state(bag), "  ", bag.title), Text(line)]
+        line += f" · ETA {eta(bag.eta_s)}" if bag.eta_s is not None else ""
+    parts: list[Any] = [
+        Text.assemble((bag.bag, "bold"), "  ", _state(bag), "  ", _short(bag.title, 200)),
+        Text(line),
+    ]
     if bag.left and not bag.workers and bag.state != "cancelled":
         parts.append(Text("no worker is running; `mtask worker` starts one here", style="yellow"))
-    parts += _workers(bag)
+    if bag.left:
+        parts += _workers(bag)
     parts += _groups(bag.failures)
     return Group(*parts)
 
@@ -68,7 +73,10 @@ def _state(bag: BagStatus) -> Text:
     if bag.state == "cancelled":
         return Text("cancelled", style="yellow")
     if not bag.finished:
-        return Text("being submitted" if bag.state == "open" else "running" if bag.workers else "waiting", style="cyan")
+        return Text(
+            "being submitted" if bag.state == "open" else "running" if bag.workers else "waiting",
+            style="cyan",
+        )
     return Text("finished", style="red" if bag.failed + bag.expired else "green")
 
 
@@ -98,9 +106,9 @@ def _groups(groups: tuple[FailureGroup, ...]) -> list[Any]:
         return []
     parts: list[Any] = [Text()]
     for group in groups[:MOST_GROUPS]:
-        example = f"task {group.index}" + (f" (id {group.id})" if group.id else "")
-        head = f"{group.count:,} × {group.type}" if group.type not in group.message else f"{group.count:,} ×"
-        parts.append(Text.assemble((head, "red"), f" {_short(group.message, 200)}", (f"   e.g. {example}", "dim")))
+        example = f"task {group.index}" + (f" (id {_short(group.id, 40)})" if group.id else "")
+        text = _short(headline(group.type, group.message), 200)
+        parts.append(Text.assemble((f"{group.count:,} × ", "red"), text, (f"   e.g. {example}", "dim")))
     if len(groups) > MOST_GROUPS:
         parts.append(Text(f"and {len(groups) - MOST_GROUPS} other kinds of failure"))
     return parts
@@ -121,44 +129,53 @@ def print_summary(summary: Summary, *, finished: bool) -> None:
         line.append(f", {failed:,} failed", style="red")
     if summary.left:
         line.append(f", {summary.left:,} cancelled", style="yellow")
-    line.append(f" in {duration(summary.wall_s)} · {summary.tasks_per_s:,.1f} tasks/s")
-    if summary.p50_s is not None and summary.p95_s is not None:
+    if summary.ran:
+        if summary.ran < summary.done + failed:
+            line.append(f" ({summary.ran:,} in this run)")
+        line.append(f" in {duration(summary.wall_s)} · {summary.tasks_per_s:,.1f} tasks/s")
+    if summary.ran and summary.p50_s is not None and summary.p95_s is not None:
         line.append(f" · a task p50 {duration(summary.p50_s)}, p95 {duration(summary.p95_s)}")
     if summary.efficiency is not None:
         line.append(f" · slots busy {summary.efficiency:.0%}")
     out.print(line)
     if summary.failures:
         out.print(Group(*_groups(summary.failures)[1:]))
-        out.print(Text(f"`mtask results {summary.bag} --failed` shows them, `mtask retry {summary.bag}` sends them again"))
+        out.print(
+            Text(
+                f"`mtask results {summary.bag} --failed` shows them, `mtask retry {summary.bag}` sends them again"
+            )
+        )
     elif summary.done:
         out.print(Text(f"`mtask results {summary.bag}` shows the results, with -o FILE writes them"))
 
 
-def results_table(rows: Rows) -> tuple[Table | Text, int]:
-    """The picture, and how many rows are in it."""
+def results_table(rows: Rows, width: int) -> tuple[Table | Text, int, list[str]]:
+    """The picture, how many rows are in it, and the columns for which it has no room."""
+    cells = [[_cell(value, name) for name, value in zip(rows.columns, row, strict=True)] for row in rows]
+    if not cells:
+        return Text("no results"), 0, []
+    widths = {
+        at: max(cell_len(name), *(row[at].cell_len for row in cells)) + 2
+        for at, name in enumerate(rows.columns)
+        if name.removeprefix("mtask.") not in _HIDDEN and any(row[at] for row in cells)
+    }
+    left_out = []
+    least = [at for at in reversed(widths) if rows.columns[at].removeprefix("mtask.") not in _IMPORTANT]
+    own = {at for at in least if rows.columns[at] in OWN_COLUMNS}
+    for at in sorted(least, key=lambda at: at not in own):
+        if sum(widths.values()) > width:
+            left_out.append(rows.columns[at])
+            del widths[at]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    shown = [i for i, name in enumerate(rows.columns) if name not in _HIDDEN]
-    all_rows = [[row[i] for i in shown] for row in rows]
-    if not all_rows:
-        return Text("no results"), 0
-    used = [at for at in range(len(shown)) if any(row[at] not in (None, "") for row in all_rows)]
-    for at in used:
-        table.add_column(Text(rows.columns[shown[at]]), no_wrap=True, overflow="ellipsis")
-    for row in all_rows:
-        table.add_row(*(_cell(row[at]) for at in used))
-    return table, len(all_rows)
+    for at in widths:
+        table.add_column(Text(rows.columns[at]), no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        table.add_row(*(row[at] for at in widths))
+    return table, len(cells), left_out
 
 
-_HIDDEN = {
-    "worker",
-    "host",
-    "queued_at",
-    "started_at",
-    "finished_at",
-    "cpu_s",
-    "peak_bytes",
-    "traceback",
-}
+_IMPORTANT = {"index", "state", "value", "error_type", "error_message"}
+_HIDDEN = {"worker", "host", "queued_at", "started_at", "finished_at", "cpu_s", "peak_bytes", "traceback"}
 
 
 def dead_table(messages: list[DeadMessage]) -> Table | Text:
@@ -174,9 +191,11 @@ def dead_table(messages: list[DeadMessage]) -> Table | Text:
     return table
 
 
-def _cell(value: Any) -> Text:
+def _cell(value: Any, column: str) -> Text:
     if value is None:
         return Text("")
+    if column == "wall_s":
+        return Text(f"{value:.3f}" if value >= 0.01 else f"{value:.6f}")
     if isinstance(value, float):
         return Text(f"{value:.4g}")
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -185,5 +204,6 @@ def _cell(value: Any) -> Text:
 
 
 def _short(text: str, most: int) -> str:
-    text = " ".join(text.split())
+    """On one line, and without what would command the terminal."""
+    text = "".join(char if char.isprintable() else "�" for char in " ".join(text.split()))
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mtask.cli.common import bag_argument, connect, places
+from mtask.cli.common import Whole, bag_argument, connect, places
 
 __all__ = ["results"]
 
@@ -13,11 +13,23 @@ SHOWN = 50
 
 @click.command()
 @bag_argument(required=True)
-@click.option("-o", "--output", metavar="FILE", help="Write to FILE: .csv, .csv.gz, .jsonl, .jsonl.gz, .parquet.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write to FILE: .csv, .csv.gz, .jsonl, .jsonl.gz, .parquet.",
+)
 @click.option("--failed", is_flag=True, help="Only tasks that failed or expired.")
-@click.option("--state", "states", multiple=True, type=click.Choice(["done", "failed", "expired"]), help="Only these.")
-@click.option("--limit", type=click.IntRange(0), metavar="N", help=f"At most N.  [default: {SHOWN} on the screen]")
-@click.option("--attempts", is_flag=True, help="The failed attempts that were tried again, instead.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["done", "failed", "expired"]),
+    help="Only tasks that ended so; may be given several times.",
+)
+@click.option("--limit", type=Whole(0), metavar="N", help=f"At most N.  [default: {SHOWN} on the screen]")
+@click.option("--attempts", is_flag=True, help="Instead, the failed attempts that were tried again.")
 @places
 def results(
     bag: str,
@@ -29,9 +41,10 @@ def results(
     queue: str | None,
     table: str | None,
 ) -> int:
-    """Show the results of a bag, or write them to a file with the parameters beside them.
+    """Show the results of a bag, or write them to a file.
 
-    A function's dictionary becomes columns, one a key. The rows are in the order of the tasks.
+    The rows are in the order of the tasks, and begin with their parameters. A dictionary that a
+    function returned becomes columns, one a key.
     """
     from mtask.cli.common import console
     from mtask.cli.render import results_table
@@ -41,20 +54,31 @@ def results(
 
     if failed and states:
         raise UsageError("say --failed or --state, not both")
+    if attempts and (failed or states):
+        raise UsageError(
+            "--attempts shows attempts, which have all failed; say it without --failed and --state"
+        )
     chosen = {State.FAILED, State.EXPIRED} if failed else {State(state) for state in states} or None
     if output is not None:
         check_path(output)
-    with connect(queue, table) as manager:
+    with connect(queue, table, create=False) as manager:
         handle = manager.bag(bag)
         if output is not None:
             count = write(Rows(handle, states=chosen, limit=limit, attempts=attempts), output)
-            click.echo(f"{output}: {count:,} rows", err=True)
+            click.echo(f"{output}: {count:,} {'row' if count == 1 else 'rows'}", err=True)
         else:
-            rows = Rows(handle, states=chosen, limit=SHOWN if limit is None else limit, attempts=attempts)
-            picture, count = results_table(rows)
-            console().print(picture)
+            rows, screen = (
+                Rows(handle, states=chosen, limit=SHOWN if limit is None else limit, attempts=attempts),
+                console(),
+            )
+            picture, count, left_out = results_table(rows, screen.width)
+            screen.print(picture)
+            if left_out:
+                click.echo(f"no room for {', '.join(left_out)}; -o FILE writes all columns", err=True)
             if limit is None and count == SHOWN:
                 click.echo(f"the first {SHOWN}; --limit N shows more, -o FILE writes all", err=True)
         if (left := handle.counts().left) and not attempts:
-            click.echo(f"{left:,} tasks have not ended yet", err=True)
+            click.echo(
+                "1 task has not ended yet" if left == 1 else f"{left:,} tasks have not ended yet", err=True
+            )
     return 0

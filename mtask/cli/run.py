@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import DURATION, connect, exit_code, places, quiet
-from mtask.cli.work import slot_options, worker_options, work_until
+from mtask.cli.common import Duration, Whole, connect, exit_code, places, quiet, tasks_text
+from mtask.cli.work import slot_options, work_until, worker_options
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
+    from mtask.sources import Source
 
 __all__ = ["run", "submit"]
 
@@ -21,12 +22,12 @@ __all__ = ["run", "submit"]
 class PerMessage(click.ParamType[int | None]):
     """A number of tasks, or `auto`."""
 
-    name = "N|auto"
+    name = "number or auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value == "auto":
             return None
-        if not str(value).isdigit() or int(value) < 1:
+        if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is neither a number from 1 on nor 'auto'", param, ctx)
         return int(value)
 
@@ -34,28 +35,46 @@ class PerMessage(click.ParamType[int | None]):
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What to run, and how."""
     options = (
-        click.argument("tasks", metavar="TASKS"),
+        click.argument("tasks", metavar="TASKS", type=click.Path()),
         click.option("--call", metavar="MODULE:FUNCTION", help="Call this Python function with each row."),
-        click.option("--run", "template", metavar="TEMPLATE", help="Start this program; {column} is replaced."),
-        click.option("--shell", metavar="SCRIPT", help="Run this sh script; columns are its variables: $column."),
+        click.option(
+            "--run", "template", metavar="TEMPLATE", help="Start this program; {column} is replaced."
+        ),
+        click.option(
+            "--shell", metavar="SCRIPT", help="Run this sh script; columns are its variables: $column."
+        ),
         click.option("--bag", metavar="NAME", help="Name of the bag.  [default: the file's name]"),
-        click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="Of a failed task."),
-        click.option("--timeout", "timeout_s", type=DURATION, metavar="S", help="Longest time of an attempt."),
+        click.option(
+            "--retries",
+            type=Whole(0),
+            default=3,
+            show_default=True,
+            metavar="N",
+            help="How often a failed task is tried again.",
+        ),
+        click.option(
+            "--timeout",
+            "timeout_s",
+            type=Duration(positive=True),
+            metavar="TIME",
+            help="Longest time of an attempt.  [default: none]",
+        ),
         click.option(
             "--lease",
             "lease_s",
-            type=DURATION,
-            metavar="S",
-            default=60.0,
+            type=Duration("1s"),
+            metavar="TIME",
+            default="60s",
             show_default=True,
             help="A dead worker's tasks start elsewhere after this time.",
         ),
-        click.option("--max-deliveries", type=click.IntRange(1), default=5, show_default=True, hidden=True),
+        click.option("--max-deliveries", type=Whole(1), default=5, hidden=True),
         click.option(
             "--per-message",
             type=PerMessage(),
             default="auto",
             show_default=True,
+            metavar="N",
             help="Most tasks in a message; auto begins with 1 and grows.",
         ),
     )
@@ -73,25 +92,28 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(
     tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, slots: int, **options: Any
 ) -> int:
-    """Run all tasks of a file here and now, and say how it went.
+    """Run all tasks of a file here and now.
 
     TASKS is a CSV file (also .tsv, .jsonl, .parquet; .gz and .zst of them; - is standard input), one
     task a line, whose columns are the parameters. A column `id` is your own name for the task. Without
     --call, --run and --shell, the column `command` holds the command line of each task.
 
     Interrupted, it goes on by the same command. Others may help: `mtask worker` in the same folder.
+    A TIME is in seconds, or like 90s, 5m, 2h.
 
     \b
+    Examples:
     mtask run tasks.csv --call mymodule:predict -j 4
     mtask run tasks.csv --run 'blastn -query {reads} -db {db} -outfmt 6'
     """
     worker_settings = {key: options.pop(key) for key in ("grace_s", "max_tasks_per_child", "split_after_s")}
     shown = not (quiet or as_json)
+    source = _opened(tasks, options, here=True)
     with connect(queue, table) as manager:
-        _check_program(options.get("template"), tasks)
-        bag, sent = _submit(manager, tasks, options, shown)
+        bag, sent = _submit(manager, source, options, shown)
         if shown:
-            _announce(manager, bag, sent)
+            _announce(bag, sent)
+            _warn_of_others(manager, bag)
         began_s, before = time.monotonic(), bag.counts().ended
         finished = bag.finished() or work_until(
             manager, bag, slots=slots, shown=shown, quiet=quiet, **worker_settings
@@ -119,46 +141,81 @@ def _conclude(
 @task_options
 @places
 @quiet
-def submit(tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Check all tasks of a file, then store and send them; workers do the rest.
+def submit(
+    tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, **options: Any
+) -> int:
+    """Send all tasks of a file to the queue, for workers.
 
-    TASKS and the options are those of `mtask run`. Interrupted, it goes on by the same command.
+    First all of them are checked; when one is wrong, none is sent. TASKS and the options are those of
+    `mtask run`. Interrupted, it goes on by the same command.
 
     \b
+    Example:
     mtask submit tasks.csv --call mymodule:predict --bag june
     mtask worker -j 8
     mtask status june
     """
     shown = not (quiet or as_json)
+    source = _opened(tasks, options, here=False)
     with connect(queue, table) as manager:
-        bag, sent = _submit(manager, tasks, options, shown)
+        bag, sent = _submit(manager, source, options, shown)
         if as_json:
-            click.echo(f'{{"bag":{_quoted(bag.name)},"total":{bag.counts().total},"sent":{sent}}}')
+            from mtask.cli.render import print_json
+
+            print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
-            _announce(manager, bag, sent, hint=f"`mtask worker` runs them, `mtask status {bag.name}` shows how it goes")
+            _announce(
+                bag, sent, hint=f"`mtask worker` runs them, `mtask status {bag.name}` shows how it goes"
+            )
     return 0
 
 
-def _submit(manager: Manager, tasks: str, options: dict[str, Any], shown: bool) -> tuple[BagHandle, int]:
+def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
+    """The task file, after the checks that need neither its rows nor the queue.
+
+    With `here`, the program must be on this machine.
+    """
+    from mtask.manager import make_spec
+    from mtask.sources import open_source
+    from mtask.submit import check_name
+    from mtask.template import Template, check_program
+
+    if options["bag"] is not None:
+        check_name(options["bag"])
+    source = open_source(tasks)
+    make_spec(call=options["call"], run=options["template"], shell=options["shell"], columns=source.columns)
+    if here and options["template"] is not None:
+        check_program(Template.parse(options["template"], source.columns))
+    return source
+
+
+def _submit(manager: Manager, source: Source, options: dict[str, Any], shown: bool) -> tuple[BagHandle, int]:
     """The bag, and how many of its tasks were sent just now."""
-    sent_through = 0
+    sent = 0
     line = _Line(shown and sys.stderr.isatty())
     template = options.pop("template")
 
     def on_sent(through: int) -> None:
-        nonlocal sent_through
-        sent_through = through
-        line.show(f"{through:,} tasks sent")
+        nonlocal sent
+        sent = through
+        line.show(f"{tasks_text(through)} sent")
 
-    bag = manager.submit(
-        tasks,
-        run=template,
-        on_rows=lambda n: line.show(f"{n:,} tasks checked"),
-        on_sent=on_sent,
-        **options,
-    )
-    line.clear()
-    return bag, sent_through
+    try:
+        bag = manager.submit(
+            source,
+            run=template,
+            on_rows=lambda n: line.show(f"{tasks_text(n)} checked"),
+            on_sent=on_sent,
+            **options,
+        )
+    except KeyboardInterrupt:
+        line.clear()
+        how = f"after {tasks_text(sent)} were sent" if sent else "before all tasks were checked and sent"
+        click.echo(f"interrupted {how}; the same command goes on", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        line.clear()
+    return bag, sent
 
 
 class _Line:
@@ -181,31 +238,31 @@ class _Line:
             sys.stderr.flush()
 
 
-def _announce(manager: Manager, bag: BagHandle, sent: int, hint: str = "") -> None:
+def _announce(bag: BagHandle, sent: int, hint: str = "") -> None:
     counts = bag.counts()
     if not counts.total:
         text = f"bag {bag.name!r}: there is no task in the file; nothing to do"
     elif not sent and not counts.left:
         text = f"bag {bag.name!r}: all {counts.total:,} tasks have ended already; for another run choose another --bag"
     elif counts.ended or not sent:
-        text = f"bag {bag.name!r}: going on, {counts.left:,} of {counts.total:,} tasks are left"
+        text = f"bag {bag.name!r}: going on, {counts.left:,} of {tasks_text(counts.total)} are left"
     else:
-        text = f"bag {bag.name!r}: {counts.total:,} tasks"
+        text = f"bag {bag.name!r}: {tasks_text(counts.total)}"
     click.echo(f"{text}; {hint}" if hint and counts.left else text, err=True)
 
 
-def _check_program(template: str | None, tasks: str) -> None:
-    """`run` works here, so the program must be here: said before anything is sent."""
-    if template is None:
-        return
-    from mtask.sources import open_source
-    from mtask.template import Template, check_program
+def _warn_of_others(manager: Manager, bag: BagHandle) -> None:
+    """What waits in the queue already comes first: say so, or a run seems to stand still."""
+    from mtask.model import BagState
 
-    if tasks != "-":
-        check_program(Template.parse(template, open_source(tasks).columns))
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text)
+    waiting = list[str]()
+    for other in manager.table.bags():
+        if other.name == bag.name or other.state is BagState.CANCELLED or len(waiting) == 3:
+            continue
+        if left := manager.table.counts(other.name).left:
+            waiting.append(f"{other.name} ({left:,} left)")
+    if waiting and not bag.finished():
+        click.echo(
+            f"in the queue are also {', '.join(waiting)}, and may come first; `mtask cancel NAME` gives a bag up",
+            err=True,
+        )

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from mtask.cli.common import bag_argument, connect, places
+from mtask.cli.common import NothingHereError, bag_argument, connect, places
 
 __all__ = ["status"]
 
@@ -17,37 +17,46 @@ __all__ = ["status"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, a line each time.")
 @places
 def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table: str | None) -> int:
-    """Show how all bags stand, or one: counts, pace, workers, and why tasks failed."""
+    """Show how all bags stand, or one of them in detail.
+
+    Of one bag: counts, pace, workers, and why tasks failed.
+    """
     from mtask.cli.common import console
     from mtask.cli.render import bag_panel, bags_table, print_json
     from mtask.status import status_of
 
-    with connect(queue, table) as manager:
+    try:
+        manager = connect(queue, table, create=False)
+    except NothingHereError:
+        if bag is not None:
+            raise
+        print_json([]) if as_json else console().print(bags_table([]))
+        return 0
 
-        def look() -> tuple[object, object, bool]:
-            """(what JSON shows, what people see, is there nothing left to watch)."""
-            if bag is not None:
-                one = status_of(manager.table, manager.bag(bag))
-                return one, bag_panel(one), one.finished
-            several = [status_of(manager.table, each, failures=False) for each in manager.bags()]
-            return several, bags_table(several), all(each.finished for each in several)
+    def look() -> tuple[object, object, bool]:
+        """(what JSON shows, what people see, is there nothing left to watch)."""
+        if bag is not None:
+            one = status_of(manager.table, manager.bag(bag))
+            return one, bag_panel(one), one.finished
+        several = [status_of(manager.table, each, failures=False) for each in manager.bags()]
+        return several, bags_table(several), all(each.finished for each in several)
 
+    with manager:
         data, picture, over = look()
-        if not watch:
-            print_json(data) if as_json else console().print(picture)
-            return 0
         if as_json:
             print_json(data)
-            while not over:
+            while watch and not over:
                 time.sleep(1)
                 data, _, over = look()
                 print_json(data)
-            return 0
-        from rich.live import Live
+        elif not watch:
+            console().print(picture)
+        else:
+            from rich.live import Live
 
-        with Live(picture, console=console(), auto_refresh=False) as live:  # type: ignore[arg-type]
-            while not over:
-                time.sleep(1)
-                _, picture, over = look()
-                live.update(picture, refresh=True)  # type: ignore[arg-type]
+            with Live(picture, console=console(), auto_refresh=False) as live:  # type: ignore[arg-type]
+                while not over:
+                    time.sleep(1)
+                    _, picture, over = look()
+                    live.update(picture, refresh=True)  # type: ignore[arg-type]
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import DURATION, connect, places
+from mtask.cli.common import Duration, Whole, connect, places
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
@@ -23,9 +23,10 @@ def slot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "-j",
         "--slots",
-        type=click.IntRange(1),
+        type=Whole(1),
+        metavar="N",
         default=lambda: len(os.sched_getaffinity(0)),
-        show_default="the number of CPUs",
+        show_default="number of CPUs",
         help="How many tasks run at a time.",
     )(command)
 
@@ -35,16 +36,19 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--grace",
             "grace_s",
-            type=DURATION,
-            default=30.0,
+            type=Duration(),
+            default="30s",
             show_default=True,
-            metavar="S",
+            metavar="TIME",
             help="How long running tasks may go on after SIGTERM or Ctrl-C.",
         ),
         click.option(
-            "--max-tasks-per-child", type=click.IntRange(1), metavar="N", help="Renew a function's process after N."
+            "--max-tasks-per-child",
+            type=Whole(1),
+            metavar="N",
+            help="Renew a function's process after N tasks.",
         ),
-        click.option("--split-after", "split_after_s", type=DURATION, default=10.0, hidden=True),
+        click.option("--split-after", "split_after_s", type=Duration(), default="10s", hidden=True),
     )
     for option in reversed(options):
         command = option(command)
@@ -53,9 +57,13 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @slot_options
-@click.option("--idle-exit", "idle_exit_s", type=DURATION, metavar="S", help="End after S without a task.")
-@click.option("--max-runtime", "max_runtime_s", type=DURATION, metavar="S", help="Drain after S.")
-@click.option("--lease", "lease_s", type=DURATION, metavar="S", help="Instead of what the bags say.")
+@click.option(
+    "--idle-exit", "idle_exit_s", type=Duration(), metavar="TIME", help="End after TIME without a task."
+)
+@click.option(
+    "--max-runtime", "max_runtime_s", type=Duration(positive=True), metavar="TIME", help="Drain after TIME."
+)
+@click.option("--lease", "lease_s", type=Duration("1s"), metavar="TIME", help="Instead of what the bags say.")
 @worker_options
 @places
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -65,12 +73,14 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
     SIGTERM and Ctrl-C drain: what hasn't started goes back to the queue at once, what runs may end
     within the grace, and is given to another worker otherwise. A second one hurries.
 
-    Functions are imported from the working directory and from Python's search path.
+    Functions are imported from the working directory and from Python's search path. A TIME is in
+    seconds, or like 90s, 5m, 2h.
     """
     with connect(queue, table) as manager:
         made = _make(manager, say=lambda text: click.echo(f"mtask: {text}", err=True), **settings)
         if not quiet:
-            click.echo(f"worker {made.name}: {len(made.slots)} slots", err=True)
+            slots = "1 slot" if len(made.slots) == 1 else f"{len(made.slots)} slots"
+            click.echo(f"worker {made.name}: {slots}, takes tasks from {manager.place}", err=True)
         with _signals(made, quiet=quiet):
             made.run()
         if not quiet:
@@ -106,10 +116,10 @@ def _make(manager: Manager, *, say: Callable[[str], None], **settings: Any) -> W
 def _signals(
     made: Worker, *, quiet: bool, say: Callable[[str], None] = lambda text: click.echo(text, err=True)
 ) -> Iterator[None]:
-    """The first SIGINT or SIGTERM drains, the second one hurries."""
+    """The first SIGINT, SIGTERM or SIGHUP (the terminal was closed) drains, the second one hurries."""
     asked = [0]
 
-    def on_signal(number: int, _frame: object) -> None:
+    def on_signal(_number: int, _frame: object) -> None:
         asked[0] += 1
         if asked[0] > 1:
             made.drain("told twice to stop", grace_s=0)
@@ -117,10 +127,15 @@ def _signals(
         made.drain("told to stop")
         if not quiet:
             busy, grace_s = made.busy()[0], made.options.grace_s
-            rest = f"; {busy} running tasks may end within {grace_s:g} s, once more stops them now" if busy else ""
+            rest = (
+                f"; what runs ({busy}) may end within {grace_s:g} s, once more stops it now" if busy else ""
+            )
             say(f"stopping: what hasn't started goes back to the queue{rest}")
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield
     finally:

@@ -127,9 +127,9 @@ class TableContract:
         table.update_bag(bag, state=BagState.CANCELLED)
         table.update_bag(bag, state=BagState.SEALED, total=30)
         assert (table.bag(bag).state, table.bag(bag).total) == (BagState.CANCELLED, 30)
-        table.update_bag(bag, state=BagState.OPEN)
-        table.update_bag(bag, state=BagState.SEALED)
-        assert table.bag(bag).state is BagState.SEALED
+        table.update_bag(bag, state=BagState.OPEN, generation=2)
+        table.update_bag(bag, state=BagState.SEALED, generation=1)
+        assert (table.bag(bag).state, table.bag(bag).generation) == (BagState.SEALED, 2)
 
     def test_total_and_sent_never_go_down(self, table: Table, bag: str) -> None:
         table.update_bag(bag, total=20, sent=5)

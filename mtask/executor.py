@@ -1,0 +1,257 @@
+"""`mtask.Executor`: a `concurrent.futures.Executor` whose futures are tasks.
+
+Calls wait here until a slot is about to be free, so that a future can be cancelled until then. One
+thread runs the worker; another sends the calls and gives the futures their results.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, NamedTuple, TypeVar
+
+from mtask.binding import Binder
+from mtask.errors import BackendError, InputError
+from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error
+from mtask.model import Bag, Block, Message, Result, Spec
+from mtask.packing import fit
+from mtask.queue import send_all
+from mtask.sources import Chunk, encode_rows
+
+__all__ = ["Executor"]
+
+T = TypeVar("T")
+POLL_S = (0.001, 0.05)
+AHEAD_S = 0.2
+"""So much work is sent ahead, by the pace of late."""
+MOST_AHEAD = 4096
+
+
+class Executor(futures.Executor):
+    """A `concurrent.futures.Executor` whose futures are tasks, done by a worker on this machine.
+
+    Arguments and values must have a JSON form. Failed tasks are tried again `retries` times; then
+    their future raises TaskFailedError, whose `result` is the task's row.
+    """
+
+    def __init__(self, slots: int | None = None, *, retries: int = 0, **options: Any) -> None:
+        """`slots`: how many at a time, the number of CPUs by default. `options` are fields of `Spec`."""
+        from mtask.manager import make_spec
+        from mtask.worker.supervisor import Options, Worker
+
+        slots = slots_or_cpus(slots)
+        make_spec(call="module:function", columns=(), retries=retries, **options)  # are the options right?
+        self._options = {"retries": retries, **options}
+        self._workshop = Workshop()
+        self._functions: dict[Any, _Function] = {}
+        self._waiting: deque[_Call] = deque()
+        self._sent: dict[tuple[str, int], futures.Future[Any]] = {}
+        self._changed = threading.Condition()
+        self._pace = _Pace(slots)
+        self._shut = self._over = False
+        self._broken: BaseException | None = None
+        manager = self._workshop.manager
+        settings = Options(slots=slots, path=(str(self._workshop.folder),))
+        self._worker = Worker(manager.queue, manager.table, settings)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(self._work,), name="mtask-worker", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._watch,), name="mtask-futures", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.shutdown)  # as with other executors, the program ends when all is done
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
+        """Raises UsageError for a function or arguments that can't be sent, TypeError for arguments
+        that the function doesn't take, and RuntimeError after shutdown."""
+        with self._changed:
+            if self._broken is not None:
+                raise futures.BrokenExecutor(f"the worker has stopped: {self._broken}") from self._broken
+            if self._shut:
+                raise RuntimeError("the executor was shut down")
+            function = self._functions.get(fn)
+            if function is None:
+                function = self._functions[fn] = _Function(fn, self._workshop, self._options)
+            future: futures.Future[T] = futures.Future()
+            self._waiting.append(_Call(function, function.row(args, kwargs), future))
+            if len(self._sent) < self._pace.most_ahead():
+                self._changed.notify_all()
+            return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """With `cancel_futures`, calls that haven't been given to the worker are cancelled."""
+        with self._changed:
+            self._shut = True
+            given_up = list(self._waiting) if cancel_futures else []
+            if cancel_futures:
+                self._waiting.clear()
+            self._changed.notify_all()
+        for call in given_up:
+            call.future.cancel()
+            call.future.set_running_or_notify_cancel()
+        if wait:
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+
+    # -- in the threads -----------------------------------------------------------------------------
+
+    def _guarded(self, target: Callable[[], None]) -> None:
+        """A future must never wait for a thread that is dead."""
+        try:
+            target()
+        except Exception as error:
+            with self._changed:
+                self._broken, self._shut = error, True
+                unsent, running = list(self._waiting), list(self._sent.values())
+                self._waiting.clear()
+                self._sent.clear()
+                self._changed.notify_all()
+            running += [call.future for call in unsent if call.future.set_running_or_notify_cancel()]
+            for future in running:
+                future.set_exception(error)
+
+    def _work(self) -> None:
+        self._worker.run()
+        if not self._over:
+            raise BackendError("the worker was told to stop")
+
+    def _watch(self) -> None:
+        """Send the calls and give the futures their results, until all have theirs after a shutdown."""
+        try:
+            pause_s = POLL_S[0]
+            while True:
+                with self._changed:
+                    while not (self._waiting or self._sent or self._shut):
+                        self._changed.wait()
+                    if not (self._waiting or self._sent):
+                        return
+                    calls = self._next_calls()
+                if calls:
+                    self._send(calls)
+                found = self._collect()
+                self._pace.note(found)
+                pause_s = POLL_S[0] if found or calls else min(1.5 * pause_s, POLL_S[1])
+                with self._changed:
+                    if not self._waiting or len(self._sent) >= self._pace.most_ahead():
+                        self._changed.wait(pause_s)
+        finally:
+            self._over = True
+            self._worker.drain("shut down", grace_s=0)
+            self._threads[0].join()
+            self._workshop.close()
+            atexit.unregister(self.shutdown)
+
+    def _next_calls(self) -> list[_Call]:
+        calls, room = list[_Call](), self._pace.most_ahead() - len(self._sent)
+        while self._waiting and len(calls) < room:
+            call = self._waiting.popleft()
+            if call.future.set_running_or_notify_cancel():
+                self._sent[call.function.bag.name, call.function.count] = call.future
+                calls.append(call._replace(at=call.function.count))
+                call.function.count += 1
+        return calls
+
+    def _send(self, calls: list[_Call]) -> None:
+        table, queue = self._workshop.manager.table, self._workshop.manager.queue
+        blocks: dict[_Function, list[Block]] = {}
+        for function, row, _, index in calls:
+            block = Block(bag=function.bag.name, number=index, first=index, count=1, rows=b"[" + row + b"]")
+            blocks.setdefault(function, []).append(block)
+        with table.transaction(queue):
+            for function, those in blocks.items():
+                through = those[-1].first + 1
+                messages = [
+                    fit(Message.of(function.bag, block), queue.limits.message_bytes) for block in those
+                ]
+                table.put_blocks(those)
+                table.update_bag(function.bag.name, total=through)
+                send_all(queue, messages)
+                table.update_bag(function.bag.name, sent=through)
+
+    def _collect(self) -> int:
+        """Give the futures the results that have come in; returns how many."""
+        with self._changed:
+            sent = list(self._sent)
+        indexes: dict[str, list[int]] = {}
+        for name, index in sent:
+            indexes.setdefault(name, []).append(index)
+        table = self._workshop.manager.table
+        found = [result for name, those in indexes.items() for result in table.results(name, indexes=those)]
+        for result in found:
+            with self._changed:
+                future = self._sent.pop((result.bag, result.index), None)
+            if future is not None:
+                _settle(future, result)
+        return len(found)
+
+
+class _Function:
+    """A function that was submitted, and its bag."""
+
+    def __init__(self, function: Callable[..., Any], workshop: Workshop, options: dict[str, Any]) -> None:
+        self._name = getattr(function, "__name__", "function")
+        columns = tuple(parameters_of(function))
+        spec = Spec(kind="call", target=(workshop.target(function),), **options)
+        self.bag = Bag(name=f"call-{uuid.uuid4().hex[:12]}", spec=spec, columns=columns, source="Executor")
+        self.count = 0
+        self._signature = inspect.signature(function)
+        self._binder = Binder(function, columns, textual=False)
+        workshop.manager.table.create_bag(self.bag)
+
+    def row(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Raises TypeError and UsageError."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        columns = self.bag.columns
+        if not columns:
+            return b"[]"
+        chunk = Chunk(range(1, 2), [[bound.arguments[name]] for name in columns])
+        try:
+            (row,) = encode_rows(self._binder.wire(chunk), columns)
+        except InputError as error:
+            place = f"{self._name}: argument {error.column!r}" if error.column else self._name
+            raise InputError(f"{place}: {error.problem}") from None
+        return row
+
+
+class _Call(NamedTuple):
+    """A call that waits to be sent."""
+
+    function: _Function
+    row: bytes
+    future: futures.Future[Any]
+    at: int = -1
+    """Its index in the bag, once it has one."""
+
+
+class _Pace:
+    """How many tasks to send ahead: enough that no slot waits, too few to be missed when they are cancelled."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, ended: int) -> None:
+        now_s = time.monotonic()
+        if ended:
+            self._seen.append((now_s, ended))
+        while self._seen and now_s - self._seen[0][0] > AHEAD_S:
+            self._seen.popleft()
+
+    def most_ahead(self) -> int:
+        ended = sum(ended for _, ended in self._seen)
+        return min(MOST_AHEAD, self._slots + 1 + 2 * max(0, ended - self._slots))
+
+
+def _settle(future: futures.Future[Any], result: Result) -> None:
+    if (error := task_error(result)) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result.value)

@@ -1,0 +1,101 @@
+"""What a task may ask and say while it runs: `mtask.stopping`, `checkpoint_dir`, `Retry`, `Fail`.
+
+Outside a task, `stopping` is False and `checkpoint_dir` raises UsageError. A command finds the same
+in its environment: MTASK_CHECKPOINT_DIR; and SIGTERM tells it to stop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from mtask.errors import MtaskError, UsageError
+
+__all__ = ["Context", "Fail", "Retry", "checkpoint_dir", "set_context", "stopping"]
+
+
+class Retry(MtaskError):
+    """Raised by a task: this attempt failed, try again after `delay_s` seconds.
+
+    It costs an attempt, like any failure; None leaves the pause to the bag's backoff.
+    """
+
+    def __init__(self, delay_s: float | None = None, message: str = "") -> None:
+        super().__init__(message or "the task asked to be tried again")
+        self.delay_s = delay_s
+
+
+class Fail(MtaskError):
+    """Raised by a task: it failed, and another attempt would be of no use."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the task that runs in this process."""
+
+    bag: str
+    uid: str
+    index: int
+    checkpoints: str
+    """Folder, or fsspec URL, below which each task has a place of its own."""
+    stopping: Callable[[], bool]
+
+
+_current: Context | None = None
+
+
+def set_context(context: Context | None) -> None:
+    """Told by the process that runs tasks, before each."""
+    global _current
+    _current = context
+
+
+def stopping() -> bool:
+    """Is the worker about to stop? A long task should save its state then, and return or go on;
+    what isn't finished within the grace is ended, and started again elsewhere."""
+    return _current is not None and _current.stopping()
+
+
+def checkpoint_dir() -> str:
+    """A folder (or an fsspec URL, if the worker was given one) that the next attempt of this task
+    finds again, wherever it runs, if it is on storage that all workers see. It is removed when the
+    task is done."""
+    if _current is None:
+        raise UsageError("checkpoint_dir is for tasks: there is none outside of one")
+    place = place_of(_current.checkpoints, _current.uid, _current.index)
+    make(place)
+    return place
+
+
+def place_of(checkpoints: str, uid: str, index: int) -> str:
+    """The task's own place below `checkpoints`."""
+    return f"{checkpoints.rstrip('/')}/{uid}/{index}"
+
+
+def make(place: str) -> None:
+    if "://" not in place:
+        os.makedirs(place, exist_ok=True)
+        return
+    _filesystem(place).makedirs(place, exist_ok=True)
+
+
+def remove(place: str) -> None:
+    """Of a task that is done; nothing happens when it never had one."""
+    if "://" not in place:
+        if os.path.isdir(place):
+            import shutil
+
+            shutil.rmtree(place, ignore_errors=True)
+        return
+    filesystem = _filesystem(place)
+    if filesystem.exists(place):
+        filesystem.rm(place, recursive=True)
+
+
+def _filesystem(url: str):  # type: ignore[no-untyped-def]
+    try:
+        import fsspec
+    except ModuleNotFoundError:
+        raise UsageError(f"{url}: checkpoints at a URL need fsspec: pip install fsspec") from None
+    return fsspec.core.url_to_fs(url)[0]

@@ -1,0 +1,103 @@
+"""Durations for people, and the line that says how a bag goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtask.errors import UnavailableError
+from mtask.model import Counts
+from mtask.progress import Progress, Ticker, duration, eta
+
+
+class FakeBag:
+    name = "b"
+
+    def __init__(self, *counts):
+        self._counts = list(counts)
+
+    def counts(self):
+        counts = self._counts.pop(0) if len(self._counts) > 1 else self._counts[0]
+        if isinstance(counts, Exception):
+            raise counts
+        return counts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 µs"),
+        (0.000012, "12 µs"),
+        (0.0012, "1.2 ms"),
+        (0.05, "50 ms"),
+        (0.123, "0.12 s"),
+        (2, "2 s"),
+        (9.994, "9.99 s"),
+        (9.999, "10 s"),
+        (45.4, "45 s"),
+        (59.7, "1 min 0 s"),
+        (723, "12 min 3 s"),
+        (3599.6, "1 h 0 min"),
+        (11_100, "3 h 5 min"),
+        (187_200, "2 d 4 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (6.76, "7 s"), (723.4, "12 min 3 s")])
+def test_eta_has_no_digits_that_nobody_can_know(seconds, text):
+    assert eta(seconds) == text
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("mtask.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_now_and_then(capsys, clock):
+    bag = FakeBag(Counts(total=2000), Counts(total=2000, done=800), Counts(total=2000, done=900, failed=100))
+    with Progress(bag, busy=lambda: (2, 4)) as progress:
+        progress.update()
+        clock[0] += 8
+        progress.update()
+        assert capsys.readouterr().err == ""
+        clock[0] += 2
+        progress.update()
+    line = "b: 900 done · 100 failed · 1,000 left · 100/s · ETA 10 s · 2/4 slots busy\n"
+    assert capsys.readouterr().err == line
+
+
+def test_the_pace_is_that_of_late(capsys, clock):
+    bag = FakeBag(
+        Counts(total=90), Counts(total=90, done=60), Counts(total=90, done=60), Counts(total=90, done=63)
+    )
+    with Progress(bag) as progress:
+        for pause_s in (0, 5, 20, 10):
+            clock[0] += pause_s
+            progress.update()
+    assert capsys.readouterr().err.splitlines()[-1] == "b: 63 done · 27 left · 0.3/s · ETA 1 min 30 s"
+
+
+def test_hidden_progress_counts_only(capsys):
+    with Progress(FakeBag(Counts(total=3)), shown=False) as progress:
+        assert progress.update() == Counts(total=3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_say_prints_whole_lines(capsys):
+    with Progress(FakeBag(Counts())) as progress:
+        progress.say("[red]not markup")
+    assert capsys.readouterr().err == "[red]not markup\n"
+
+
+def test_a_ticker_survives_a_table_that_is_out_of_reach():
+    with Progress(FakeBag(UnavailableError("away"), Counts(total=1)), shown=False) as progress:
+        ticker = Ticker(progress, every_s=0.001)
+        ticker.start()
+        ticker.join(0.02)
+        assert ticker.is_alive()
+        ticker.stop()
+        assert not ticker.is_alive()

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtask.worker.wire import BAD, ENDED, HEADER, JOB, RESULTS, Cell, Frames, frame
+
+frames = st.lists(
+    st.tuples(
+        st.sampled_from([JOB, RESULTS, ENDED, BAD]),
+        st.integers(0, 2**32 - 1),
+        st.integers(0, 2**32 - 1),
+        st.binary(max_size=50),
+    ),
+    max_size=8,
+)
+
+
+@given(frames, st.data())
+def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
+    sent: list[tuple[int, int, int, bytes]], data: st.DataObject
+) -> None:
+    stream = b"".join(frame(*each) for each in sent)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+
+    reader, got = Frames(), []
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        got += reader.feed(stream[start:stop])
+
+    assert got == sent
+
+
+def test_a_frame_that_is_cut_off_never_comes_out() -> None:
+    reader = Frames()
+    assert reader.feed(frame(RESULTS, 1, 2, b"[1]") + frame(ENDED, 1, 3, b"[2]")[:-1]) == [(RESULTS, 1, 2, b"[1]")]
+    assert reader.feed(b"") == []
+
+
+def test_a_payload_may_be_empty_or_large() -> None:
+    large = os.urandom(3_000_000)
+    assert Frames().feed(frame(JOB, 0, 0) + frame(JOB, 1, 0, large)) == [(JOB, 0, 0, b""), (JOB, 1, 0, large)]
+
+
+@pytest.fixture
+def cells() -> Iterator[tuple[Cell, Cell]]:
+    """The supervisor's and the child's."""
+    ours, fd = Cell.create()
+    theirs = Cell(fd)
+    os.close(fd)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def test_a_new_cell_tells_of_no_task(cells: tuple[Cell, Cell]) -> None:
+    ours, _ = cells
+    assert ours.task()[0] < 0
+    assert ours.unsent() is None
+
+
+@given(job=st.integers(0, 2**31 - 1), offset=st.integers(0, 2**32 - 1), started_ns=st.integers(0, 2**62))
+def test_the_cell_tells_which_task_runs(job: int, offset: int, started_ns: int) -> None:
+    ours, fd = Cell.create()
+    theirs = Cell(fd)
+    os.close(fd)
+    theirs.words[Cell.STARTED_NS] = started_ns
+    theirs.words[Cell.TASK] = job << 32 | offset
+    assert ours.task() == (job, offset, started_ns)
+    ours.close()
+    theirs.close()
+
+
+def put(cell: Cell, job: int, first: int, items: bytes) -> None:
+    cell.words[Cell.TASK] = job << 32 | first
+    cell.words[Cell.FIRST] = first
+    cell.buffer[: len(items)] = items
+    cell.words[Cell.FILLED] = len(items)
+
+
+def test_results_that_were_not_sent_are_found(cells: tuple[Cell, Cell]) -> None:
+    ours, theirs = cells
+    put(theirs, 3, 17, b"1,2,")
+    assert ours.unsent() == (3, 17, b"[1,2]")
+    theirs.words[Cell.FILLED] = 0
+    assert ours.unsent() is None
+
+
+class Moving:
+    """The words of a cell whose child goes on while they are read."""
+
+    def __init__(self, cell: Cell, at_word: int, go_on: object) -> None:
+        self._words, self._at_word, self._go_on = cell.words, at_word, go_on
+
+    def __getitem__(self, word: int) -> int:
+        value = self._words[word]
+        if word == self._at_word and self._go_on is not None:
+            go_on, self._go_on = self._go_on, None
+            go_on()  # type: ignore[operator]
+        return value
+
+    def release(self) -> None:
+        self._words.release()
+
+
+@pytest.mark.parametrize("at_word", [Cell.TASK, Cell.PORTION, Cell.FILLED, Cell.FIRST])
+def test_results_are_not_taken_while_they_change(at_word: int) -> None:
+    """The child sends its portion, ends the job, and puts the first result of the next one in the buffer."""
+    ours, fd = Cell.create()
+    theirs = Cell(fd)
+    os.close(fd)
+    put(theirs, 3, 17, b"1,2,")
+
+    def go_on() -> None:
+        theirs.words[Cell.FILLED] = 0
+        theirs.words[Cell.PORTION] += 1
+        put(theirs, 4, 0, b"9,")
+
+    ours.words = Moving(ours, at_word, go_on)  # type: ignore[assignment]
+    assert ours.unsent() in (None, (4, 0, b"[9]"))
+    ours.close()
+    theirs.close()
+
+
+def test_the_header_is_small_and_fixed() -> None:
+    assert HEADER.size == struct.calcsize("<IIII") == 16
