@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mtask.errors import BagNotFoundError, UsageError
-from mtask.model import Bag, BagState, Block, Counts, Message, Result, Spec, State, Task
-from mtask.packing import fit, single, split_rows
-from mtask.queue import Queue, send_all
+from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task
+from mtask.queue import Queue
 from mtask.registry import open_queue, open_table
 from mtask.settings import find_urls
 from mtask.table import Table
@@ -29,7 +28,6 @@ __all__ = ["BagHandle", "Manager", "connect"]
 
 POLL_S = (0.02, 1.0)
 """`wait` asks the table this often: the first times, and later on."""
-BATCH = 1000
 
 
 def connect(queue: str | None = None, table: str | None = None) -> Manager:
@@ -75,7 +73,6 @@ class Manager:
         run: str | None = None,
         shell: str | None = None,
         bag: str | None = None,
-        per_message: int | None = None,
         columns: Sequence[str] | None = None,
         on_rows: Callable[[int], None] | None = None,
         on_sent: Callable[[int], None] | None = None,
@@ -86,21 +83,24 @@ class Manager:
         `tasks`: a task file (CSV, JSON Lines, Parquet), or rows: mappings, dataclasses, or sequences
         with `columns`, or a pandas DataFrame. One of `call` ("module:function", or a function that
         can be imported), `run` (a command template) and `shell` (a script) says what to run; without
-        any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, lease_s, ….
+        any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, per_message, ….
         The same call again goes on with a submit that was interrupted.
 
         Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
         BagExistsError when `bag` names other tasks.
         """
+        from mtask.resend import repair
         from mtask.submit import check_name, claim, prepare, send
 
         if bag is not None:
             check_name(bag)
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
-        prepared = prepare(source, spec, per_message=per_message, on_rows=on_rows)
+        prepared = prepare(source, spec, on_rows=on_rows)
         try:
             claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
+            if claimed.state is BagState.RESENDING:
+                repair(self.queue, self.table, claimed)
             send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
         finally:
             prepared.spool.close()
@@ -196,32 +196,37 @@ class BagHandle:
         *,
         states: Collection[State] = (State.FAILED, State.EXPIRED),
         indexes: Collection[int] | None = None,
+        where: str | None = None,
     ) -> int:
         """Send the tasks that ended so once more, with fresh attempts; returns how many.
 
-        Their rows become a part of the history (`attempts`). Only those among `indexes`, if given.
+        Their rows become a part of the history (`attempts`). Only those among `indexes`, if given, and
+        for which the condition `where` holds (see `mtask.where`). A cancelled bag is taken up again, with
+        all of its tasks that have not ended.
         """
-        if State.DONE in states:
-            raise UsageError("tasks that are done are not run again; submit them as another bag")
-        info, table = self.info, self._manager.table
-        if info.state is BagState.CANCELLED:
-            raise UsageError(f"the bag {self.name!r} was cancelled; submit its tasks as another bag")
-        wanted = (result.index for result in table.results(self.name, states=states, indexes=indexes))
-        sent, batch = 0, list[Message]()
-        for message in _singles(info, table.blocks(self.name), wanted):
-            batch.append(message)
-            if len(batch) == BATCH:
-                sent += self._send_again(batch)
-                batch = []
-        return sent + self._send_again(batch)
+        from mtask.resend import retry
+        from mtask.where import parse_where
 
-    def _send_again(self, messages: list[Message]) -> int:
-        queue, table = self._manager.queue, self._manager.table
-        # First out of the table: a crash in between leaves tasks without a row, which repair finds.
-        with table.transaction(queue):
-            table.retract(self.name, [message.first for message in messages])
-            send_all(queue, [fit(message, queue.limits.message_bytes) for message in messages])
-        return len(messages)
+        holds = None if where is None else parse_where(where)
+        manager = self._manager
+        return retry(manager.queue, manager.table, self.info, states=states, indexes=indexes, where=holds)
+
+    def repair(self) -> int:
+        """Send every task again that has no row, as after the loss of a queue; returns how many.
+
+        Raises UsageError for a bag that is still being submitted, or was cancelled.
+        """
+        from mtask.resend import repair
+
+        info = self.info
+        if info.state not in (BagState.SEALED, BagState.RESENDING):
+            how = (
+                "was cancelled; retry takes it up again"
+                if info.state is BagState.CANCELLED
+                else ("is not completely submitted; the same submit again goes on with it")
+            )
+            raise UsageError(f"the bag {self.name!r} {how}")
+        return repair(self._manager.queue, self._manager.table, info)
 
     def cancel(self) -> None:
         """Run nothing more of this bag; workers stop what they run of it within seconds."""
@@ -281,17 +286,3 @@ def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
     if name == "standard input":
         return tasks, "stdin"
     return tasks, re.sub(r"[^\w.-]+", "-", name.split(".")[0])[:80].strip("-_.") or "tasks"
-
-
-def _singles(info: Bag, blocks: Iterable[Block], wanted: Iterator[int]) -> Iterator[Message]:
-    """A message for each wanted task; both come in the order of the tasks."""
-    index = next(wanted, None)
-    for block in blocks:
-        if index is None:
-            return
-        if index >= block.first + block.count:
-            continue
-        message, rows = Message.of(info, block, check=True), split_rows(block.rows)
-        while index is not None and index < block.first + block.count:
-            yield single(message, rows, index)
-            index = next(wanted, None)

@@ -56,10 +56,12 @@ class State(StrEnum):
 
 
 class BagState(StrEnum):
-    """`open`: tasks may be added; `sealed`: all are there; `cancelled`: nothing of it runs any more."""
+    """`open`: tasks may be added; `sealed`: all are there; `resending`: all are there, and some are
+    being sent again; `cancelled`: nothing of it runs any more."""
 
     OPEN = "open"
     SEALED = "sealed"
+    RESENDING = "resending"
     CANCELLED = "cancelled"
 
 
@@ -114,6 +116,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """No task starts before (UTC)."""
     memory_bytes: int | None = None
     """An attempt that takes more is ended."""
+    per_message: int | None = None
+    """Most tasks in a message; None lets the number grow with the bag."""
     tail_bytes: int = TAIL_BYTES
     """So much of the end of what an attempt prints is kept, of stdout and of stderr."""
 
@@ -134,6 +138,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("expires_s must be more than 0")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError("memory_bytes must be more than 0")
+        if self.per_message is not None and self.per_message < 1:
+            raise ValueError("per_message must be 1 or more")
         if self.tail_bytes < 0:
             raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:

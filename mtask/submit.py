@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -78,10 +79,9 @@ def prepare(
     source: Source,
     spec: Spec,
     *,
-    per_message: int | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Prepared:
-    """Read and check all rows. `per_message`: most tasks in a message; None lets it grow with the bag.
+    """Read and check all rows.
 
     Raises UsageError when spec and columns don't fit together, InputError (a UsageError) for a row
     that is wrong.
@@ -103,8 +103,8 @@ def prepare(
             yield from encoded
 
     try:
-        for first, count, block in pack(rows(), per_message=per_message):
-            digest.update(block)
+        for first, count, block in pack(rows(), per_message=spec.per_message):
+            digest.update(block[1:-1] + b",")  # the rows alone, however they are packed
             spool.append(first, count, block)
     except BaseException:
         spool.close()
@@ -190,7 +190,9 @@ def _differs(there: Bag, prepared: Prepared) -> str | None:
         return f"runs something else ({there.spec.title})"
     if there.digest != prepared.digest:
         return f"holds other tasks (from {there.source})"
-    if there.spec != prepared.spec:
+    # "In two hours" is another time when it is said again.
+    same_time = msgspec.structs.replace(prepared.spec, not_before_at=there.spec.not_before_at)
+    if there.spec != same_time:
         return f"has other options: {_options(there.spec, prepared.spec)}"
     return None
 
@@ -223,11 +225,12 @@ def send(
     sent = 0
     for batch in _batches(b for b in prepared.spool.blocks(bag.name) if b.first >= bag.sent):
         through = batch[-1].first + batch[-1].count
+        delay_s = min(max(0.0, (bag.spec.not_before_at or 0.0) - time.time()), queue.limits.delay_s)
         messages = [fit(Message.of(bag, block, check=resumed), queue.limits.message_bytes) for block in batch]
         with table.transaction(queue):
             table.put_blocks(batch)
             table.update_bag(bag.name, total=through)
-            send_all(queue, messages)
+            send_all(queue, messages, delay_s=delay_s)
             table.update_bag(bag.name, sent=through)
         resumed = False  # only one batch can have been under way when the last submit broke off
         sent += sum(block.count for block in batch)

@@ -44,8 +44,8 @@ class Table(Protocol):
         digest: str | None = None,
         generation: int | None = None,
     ) -> None:
-        """Set what is given; `total`, `sent` and `generation` never go down, and a cancelled bag can't be sealed
-        (a submit may end after the cancel), only opened. Raises BagNotFoundError."""
+        """Set what is given; `total`, `sent` and `generation` never go down, and a cancelled bag
+        can't be sealed (a submit may end after the cancel). Raises BagNotFoundError."""
         ...
 
     # -- blocks -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ VERBS = {
     "status": "status",
     "results": "results",
     "retry": "manage",
+    "repair": "manage",
     "cancel": "manage",
     "dead": "manage",
     "completion": "manage",

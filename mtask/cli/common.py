@@ -22,6 +22,7 @@ __all__ = [
     "NothingHereError",
     "Whole",
     "bag_argument",
+    "complete_bag",
     "connect",
     "console",
     "exit_code",
@@ -96,7 +97,7 @@ def quiet(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bag_argument(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.argument("bag", required=required, shell_complete=_complete_bag)
+    return click.argument("bag", required=required, shell_complete=complete_bag)
 
 
 def connect(queue: str | None, table: str | None, *, create: bool = True) -> Manager:
@@ -133,7 +134,7 @@ def exit_code(failed: int) -> int:
     return 1 if failed else 0
 
 
-def _complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     try:
         with connect(ctx.params.get("queue"), ctx.params.get("table"), create=False) as manager:
             names = [bag.name for bag in manager.bags()]

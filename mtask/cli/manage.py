@@ -1,24 +1,33 @@
-"""`mtask retry`, `cancel`, `dead` and `completion`."""
+"""`mtask retry`, `repair`, `cancel`, `dead` and `completion`."""
 
 from __future__ import annotations
 
 import click
 
-from mtask.cli.common import bag_argument, connect, places, tasks_text
+from mtask.cli.common import bag_argument, complete_bag, connect, places, tasks_text
 
-__all__ = ["cancel", "completion", "dead", "retry"]
+__all__ = ["cancel", "completion", "dead", "repair", "retry"]
 
 
 @click.command()
 @bag_argument(required=True)
 @click.option("--failed", "_failed", is_flag=True, help="All that failed or expired.  [default]")
 @click.option("--ids", metavar="ID,…", help="Only tasks with these ids, or indexes where there are no ids.")
+@click.option(
+    "--where", metavar="CONDITION", help='Only results like: error like "%Timeout%" and exit_code != 2.'
+)
 @places
-def retry(bag: str, _failed: bool, ids: str | None, queue: str | None, table: str | None) -> int:
+def retry(
+    bag: str, _failed: bool, ids: str | None, where: str | None, queue: str | None, table: str | None
+) -> int:
     """Send the failed tasks of a bag once more, with fresh attempts.
 
     Workers run them; or the `mtask run` of before, once more. What failed before is still shown by
-    `mtask results BAG --attempts`.
+    `mtask results BAG --attempts`. A cancelled bag is taken up again, with all that hasn't ended.
+
+    A condition is FIELD OPERATOR VALUE, or several joined by `and`. Fields: error, type, message, reason,
+    state, exit_code, attempt, id, index, stdout, stderr, wall_s, host, worker. Operators: = != < <= > >=
+    like, not like.
     """
     from mtask.errors import UsageError
     from mtask.model import State
@@ -31,7 +40,7 @@ def retry(bag: str, _failed: bool, ids: str | None, queue: str | None, table: st
             indexes = {r.index for r in handle.results(states=ended) if (r.id or str(r.index)) in wanted}
             if not indexes:
                 raise UsageError(f"no task of bag {bag!r} that failed or expired has one of these ids: {ids}")
-        count = handle.retry(states=ended, indexes=indexes)
+        count = handle.retry(states=ended, indexes=indexes, where=where)
     if count:
         click.echo(f"{tasks_text(count)} sent again; `mtask worker` runs them", err=True)
     else:
@@ -59,14 +68,36 @@ def cancel(bag: str, queue: str | None, table: str | None) -> int:
 
 
 @click.command()
+@bag_argument(required=True)
 @places
-def dead(queue: str | None, table: str | None) -> int:
-    """List the messages that no worker could read, and why."""
+def repair(bag: str, queue: str | None, table: str | None) -> int:
+    """Send all tasks again that have no result.
+
+    As after the loss of a queue: the table knows all tasks. What is still in the queue is in it twice then, which does no harm:
+    workers look for a result before they run such a task.
+    """
+    with connect(queue, table, create=False) as manager:
+        count = manager.bag(bag).repair()
+    text = f"{tasks_text(count)} sent again; `mtask worker` runs them" if count else "every task has a result"
+    click.echo(text, err=True)
+    return 0
+
+
+@click.command()
+@click.argument("bag", required=False, shell_complete=complete_bag)
+@places
+def dead(bag: str | None, queue: str | None, table: str | None) -> int:
+    """List unreadable messages and failed tasks.
+
+    Unreadable messages are kept with their bodies. Failed tasks are those of BAG, or of all bags, with
+    their reasons; `mtask retry` sends them again.
+    """
     from mtask.cli.common import console
-    from mtask.cli.render import dead_table
+    from mtask.cli.render import dead_tables
 
     with connect(queue, table, create=False) as manager:
-        console().print(dead_table(list(manager.table.dead())))
+        bags = [manager.bag(bag)] if bag is not None else manager.bags()
+        console().print(dead_tables(list(manager.table.dead()), bags))
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,13 +15,17 @@ from rich.text import Text
 
 from mtask.cli.common import console, tasks_text
 from mtask.export import OWN_COLUMNS, Rows
-from mtask.model import DeadMessage
+from mtask.model import DeadMessage, State
 from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
 
-__all__ = ["bag_panel", "bags_table", "dead_table", "print_json", "print_summary", "results_table"]
+if TYPE_CHECKING:
+    from mtask.manager import BagHandle
+
+__all__ = ["bag_panel", "bags_table", "dead_tables", "print_json", "print_summary", "results_table"]
 
 MOST_GROUPS = 10
+MOST_DEAD = 50
 CELL = 40
 
 
@@ -74,7 +79,9 @@ def _state(bag: BagStatus) -> Text:
         return Text("cancelled", style="yellow")
     if not bag.finished:
         return Text(
-            "being submitted" if bag.state == "open" else "running" if bag.workers else "waiting",
+            {"open": "being submitted", "resending": "being sent again"}.get(
+                bag.state, "running" if bag.workers else "waiting"
+            ),
             style="cyan",
         )
     return Text("finished", style="red" if bag.failed + bag.expired else "green")
@@ -178,9 +185,14 @@ _IMPORTANT = {"index", "state", "value", "error_type", "error_message"}
 _HIDDEN = {"worker", "host", "queued_at", "started_at", "finished_at", "cpu_s", "peak_bytes", "traceback"}
 
 
-def dead_table(messages: list[DeadMessage]) -> Table | Text:
+def dead_tables(messages: list[DeadMessage], bags: list[BagHandle]) -> Group:
+    """Messages that can't be read, and failed tasks, `MOST_DEAD` of each bag."""
+    return Group(*_unreadable(messages), *(part for bag in bags for part in _failed(bag)))
+
+
+def _unreadable(messages: list[DeadMessage]) -> list[Any]:
     if not messages:
-        return Text("no message was set aside")
+        return [Text("no message was set aside")]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("at (UTC)", "reason", "body"):
         table.add_column(name)
@@ -188,7 +200,25 @@ def dead_table(messages: list[DeadMessage]) -> Table | Text:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(message.at))
         body = message.body[:200].decode("utf-8", "backslashreplace")
         table.add_row(at, Text(message.reason), Text(_short(body, 80)))
-    return table
+    return [table]
+
+
+def _failed(bag: BagHandle) -> list[Any]:
+    counts = bag.counts()
+    failed = counts.failed + counts.expired
+    if not failed:
+        return []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "id", "reason", "attempts", "error"):
+        table.add_column(name)
+    for result in islice(bag.results(states=(State.FAILED, State.EXPIRED)), MOST_DEAD):
+        assert result.error is not None
+        error = _short(f"{result.error.type}: {result.error.message}", 120)
+        table.add_row(
+            str(result.index), Text(result.id or ""), result.error.reason, str(result.attempt), Text(error)
+        )
+    more = [Text(f"and {failed - MOST_DEAD:,} more")] if failed > MOST_DEAD else []
+    return [Text(), Text(f"{bag.name}: {failed:,} failed", style="bold"), table, *more]
 
 
 def _cell(value: Any, column: str) -> Text:

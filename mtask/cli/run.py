@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import Duration, Whole, connect, exit_code, places, quiet, tasks_text
+from mtask.cli.common import connect, exit_code, places, quiet, tasks_text
+from mtask.cli.task_options import task_options
 from mtask.cli.work import slot_options, work_until, worker_options
 
 if TYPE_CHECKING:
@@ -17,70 +17,6 @@ if TYPE_CHECKING:
     from mtask.sources import Source
 
 __all__ = ["run", "submit"]
-
-
-class PerMessage(click.ParamType[int | None]):
-    """A number of tasks, or `auto`."""
-
-    name = "number or auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "auto":
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number from 1 on nor 'auto'", param, ctx)
-        return int(value)
-
-
-def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What to run, and how."""
-    options = (
-        click.argument("tasks", metavar="TASKS", type=click.Path()),
-        click.option("--call", metavar="MODULE:FUNCTION", help="Call this Python function with each row."),
-        click.option(
-            "--run", "template", metavar="TEMPLATE", help="Start this program; {column} is replaced."
-        ),
-        click.option(
-            "--shell", metavar="SCRIPT", help="Run this sh script; columns are its variables: $column."
-        ),
-        click.option("--bag", metavar="NAME", help="Name of the bag.  [default: the file's name]"),
-        click.option(
-            "--retries",
-            type=Whole(0),
-            default=3,
-            show_default=True,
-            metavar="N",
-            help="How often a failed task is tried again.",
-        ),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            type=Duration(positive=True),
-            metavar="TIME",
-            help="Longest time of an attempt.  [default: none]",
-        ),
-        click.option(
-            "--lease",
-            "lease_s",
-            type=Duration("1s"),
-            metavar="TIME",
-            default="60s",
-            show_default=True,
-            help="A dead worker's tasks start elsewhere after this time.",
-        ),
-        click.option("--max-deliveries", type=Whole(1), default=5, hidden=True),
-        click.option(
-            "--per-message",
-            type=PerMessage(),
-            default="auto",
-            show_default=True,
-            metavar="N",
-            help="Most tasks in a message; auto begins with 1 and grows.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -194,6 +130,7 @@ def _submit(manager: Manager, source: Source, options: dict[str, Any], shown: bo
     sent = 0
     line = _Line(shown and sys.stderr.isatty())
     template = options.pop("template")
+    given = {name: value for name, value in options.items() if value is not None}
 
     def on_sent(through: int) -> None:
         nonlocal sent
@@ -206,7 +143,7 @@ def _submit(manager: Manager, source: Source, options: dict[str, Any], shown: bo
             run=template,
             on_rows=lambda n: line.show(f"{tasks_text(n)} checked"),
             on_sent=on_sent,
-            **options,
+            **given,
         )
     except KeyboardInterrupt:
         line.clear()

@@ -123,11 +123,11 @@ class TableContract:
         table.update_bag(bag, state=BagState.CANCELLED)
         assert table.bags() == [msgspec.structs.replace(expected, state=BagState.CANCELLED)]
 
-    def test_a_cancelled_bag_is_not_sealed_but_can_be_opened(self, table: Table, bag: str) -> None:
+    def test_a_cancelled_bag_is_not_sealed_but_can_be_taken_up(self, table: Table, bag: str) -> None:
         table.update_bag(bag, state=BagState.CANCELLED)
         table.update_bag(bag, state=BagState.SEALED, total=30)
         assert (table.bag(bag).state, table.bag(bag).total) == (BagState.CANCELLED, 30)
-        table.update_bag(bag, state=BagState.OPEN, generation=2)
+        table.update_bag(bag, state=BagState.RESENDING, generation=2)
         table.update_bag(bag, state=BagState.SEALED, generation=1)
         assert (table.bag(bag).state, table.bag(bag).generation) == (BagState.SEALED, 2)
 

@@ -149,7 +149,9 @@ class TestFailures:
         command("worker", "--idle-exit", "0.2")
         assert command.results("tasks") == []
         assert "cancelled" in command("status", "tasks").out
-        assert command("retry", "tasks").code == 2
+        assert "3 tasks sent again" in command("retry", "tasks").err
+        command("worker", "--idle-exit", "0.2")
+        assert len(command.results("tasks")) == 3
 
 
 class TestSubmitAndWork:

@@ -173,7 +173,9 @@ class TestBag:
         bag.cancel()
         assert bag.finished()
         with pytest.raises(mtask.UsageError, match="cancelled"):
-            bag.retry()
+            bag.repair()
+        assert bag.retry() == 1
+        assert not bag.finished()
 
 
 class TestMap:

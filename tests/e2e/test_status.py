@@ -108,7 +108,10 @@ def test_watch_ends_with_the_bag(command, bag, monkeypatch, as_json, names):
 
 
 def test_dead_messages(command, bag):
-    assert command("dead").out == "no message was set aside\n"
+    out = command("dead").out
+    assert out.startswith("no message was set aside\n")
+    assert "b: 4 failed" in out
+    assert "5     r5  raised  1         ValueError: row 5 is bad" in out
     with mtask.connect() as mt:
         mt.table.set_aside([mtask.model.DeadMessage(body=b"\xff{oops", reason="not a message: x", at=0.0)])
     out = command("dead").out

@@ -23,10 +23,10 @@ from mtask.cli import main
 
 real, calls = mtask.submit.send_all, 0
 
-def send_all(queue, messages):
+def send_all(queue, messages, **options):
     global calls
     calls += 1
-    real(queue, messages[: len(messages) // 2] if calls == 3 else messages)
+    real(queue, messages[: len(messages) // 2] if calls == 3 else messages, **options)
     if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 

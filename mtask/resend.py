@@ -1,0 +1,111 @@
+"""Sending tasks again: those that failed (`retry`), and those that have no row (`repair`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from mtask.errors import UsageError
+from mtask.model import Bag, BagState, Block, Message, Result, State
+from mtask.packing import fit, single, split_rows
+from mtask.queue import Queue, send_all
+from mtask.table import Table
+
+__all__ = ["repair", "retry"]
+
+BATCH = 1000
+
+
+def retry(
+    queue: Queue,
+    table: Table,
+    bag: Bag,
+    *,
+    states: Collection[State] = (State.FAILED, State.EXPIRED),
+    indexes: Collection[int] | None = None,
+    where: Callable[[Result], bool] | None = None,
+) -> int:
+    """Send tasks that ended so once more, with fresh attempts; returns how many.
+
+    Their rows become attempts. A cancelled bag is taken up again, and its tasks without a row are sent,
+    too. Raises UsageError for states that aren't failures, and for a bag that isn't complete.
+    """
+    if State.DONE in states:
+        raise UsageError("tasks that are done are not run again; submit them as another bag")
+    if bag.state is BagState.OPEN:
+        raise UsageError(f"the bag {bag.name!r} is still being submitted; retry when it is complete")
+    generation = bag.generation
+    if bag.state is BagState.CANCELLED:
+        generation += 1  # messages of before the cancel are void from here on: they may be anywhere
+    # A kill between here and the end leaves this mark, by which the next one goes on.
+    table.update_bag(bag.name, state=BagState.RESENDING, generation=generation)
+    unfinished, bag = bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
+    sent = _send_missing(queue, table, bag) if unfinished else 0
+    results = table.results(bag.name, states=states, indexes=indexes)
+    wanted = (result.index for result in results if where is None or where(result))
+    for batch in _batches(_singles(bag, table.blocks(bag.name), wanted)):
+        # First out of the table: were they sent first, a new failure could be taken for the old one.
+        with table.transaction(queue):
+            table.retract(bag.name, [message.first for message in batch])
+            _send(queue, batch)
+        sent += len(batch)
+    table.update_bag(bag.name, state=BagState.SEALED)
+    return sent
+
+
+def repair(queue: Queue, table: Table, bag: Bag) -> int:
+    """Send every task that has no row, as after the loss of a queue; returns how many.
+
+    What is in the queue all the same is in it twice then: workers look for the rows of such tasks
+    before they run them, so that only one that is running just now is run twice.
+    """
+    sent = _send_missing(queue, table, bag)
+    if bag.state is BagState.RESENDING:
+        table.update_bag(bag.name, state=BagState.SEALED)
+    return sent
+
+
+def _send_missing(queue: Queue, table: Table, bag: Bag) -> int:
+    sent = 0
+    for batch in _batches(_without_row(table, bag)):
+        _send(queue, batch)
+        sent += sum(message.count for message in batch)
+    return sent
+
+
+def _without_row(table: Table, bag: Bag) -> Iterator[Message]:
+    for block in table.blocks(bag.name):
+        indexes = range(block.first, block.first + block.count)
+        missing = sorted(set(indexes) - table.recorded(bag.name, indexes))
+        if len(missing) == block.count:
+            yield Message.of(bag, block, check=True)
+        else:
+            yield from _singles(bag, [block], iter(missing))
+
+
+def _singles(bag: Bag, blocks: Iterable[Block], wanted: Iterator[int]) -> Iterator[Message]:
+    """A message for each wanted task; both come in the order of the tasks."""
+    index = next(wanted, None)
+    for block in blocks:
+        if index is None:
+            return
+        if index >= block.first + block.count:
+            continue
+        message, rows = Message.of(bag, block, check=True), split_rows(block.rows)
+        while index is not None and index < block.first + block.count:
+            yield single(message, rows, index)
+            index = next(wanted, None)
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    batch: list[Message] = []
+    for message in messages:
+        batch.append(message)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _send(queue: Queue, messages: list[Message]) -> None:
+    send_all(queue, [fit(message, queue.limits.message_bytes) for message in messages])

@@ -1,0 +1,115 @@
+"""`retry` and `repair`: what is sent again, and what isn't."""
+
+from __future__ import annotations
+
+import mtask
+import pytest
+from mtask.model import BagState, State
+
+
+@pytest.fixture
+def bag(command):
+    """Tasks 0 to 19: those of 3 fail by ValueError, those of 5 by OSError, all others are done."""
+    command.write(
+        "m.py",
+        "import os\n\ndef f(x: int):\n"
+        "    with open('notes', 'a') as file:\n        file.write(f'{x}\\n')\n"
+        "    if os.path.exists('mended'):\n        return x\n"
+        "    if x % 3 == 0:\n        raise ValueError(f'{x} is bad')\n"
+        "    if x % 5 == 0:\n        raise OSError(f'{x} is gone')\n    return x\n",
+    )
+    command.write("t.csv", "x\n" + "".join(f"{n}\n" for n in range(20)))
+    assert command("run", "t.csv", "--call", "m:f", "--bag", "b", "--retries", "0", "--per-message", "4").code == 1
+    return command
+
+
+def counts():
+    with mtask.connect() as mt:
+        return mt.bag("b").counts()
+
+
+def runs(command) -> list[int]:
+    return sorted(map(int, command.read("notes").split()))
+
+
+def test_retry_by_a_condition(bag):
+    assert "2 tasks sent again" in bag("retry", "b", "--where", "type = OSError").err
+    assert (counts().failed, counts().left) == (7, 2)
+    bag.write("mended", "")
+    bag("worker", "--idle-exit", "0.2")
+    assert (counts().done, counts().failed, counts().left) == (13, 7, 0)
+    with mtask.connect() as mt:
+        assert [result.index for result in mt.bag("b").attempts()] == [5, 10]
+
+
+def test_a_wrong_condition_sends_nothing(bag):
+    code, _, err = bag("retry", "b", "--where", "kind = OSError")
+    assert (code, "no field 'kind'" in err) == (2, True)
+    assert counts().failed == 9
+
+
+def test_repair_after_the_queue_was_lost(command):
+    command.write("t.csv", "x\n" + "".join(f"{n}\n" for n in range(50)))
+    command("submit", "t.csv", "--run", "echo {x}", "--bag", "b", "--per-message", "8")
+    with mtask.connect() as mt:
+        taken = mt.queue.receive(max_messages=100, lease_s=60, wait_s=1)
+        mt.queue.delete(taken[2:])  # lost: 34 tasks
+        mt.queue.release(taken[:2])
+    command("worker", "--idle-exit", "0.2")
+    assert counts().left == 34
+    assert "34 tasks sent again" in command("repair", "b").err
+    command("worker", "--idle-exit", "0.2")
+    assert (counts().done, counts().left) == (50, 0)
+    assert command("repair", "b").err == "every task has a result\n"
+
+
+def test_repair_of_what_is_in_the_queue_all_the_same_runs_only_what_is_held_twice(bag):
+    bag.write("notes", "")
+    bag.write("mended", "")
+    bag("retry", "b")
+    bag("repair", "b")
+    bag("worker", "--idle-exit", "0.2", "-j", "1")
+    assert counts().done == 20
+    assert set(runs(bag)) == {0, 3, 5, 6, 9, 10, 12, 15, 18}
+    assert len(runs(bag)) <= 9 + 2  # a slot may hold one beside the one that it runs
+
+
+def test_a_cancelled_bag_is_taken_up_again_and_old_messages_are_void(command):
+    command.write("t.csv", "x\n" + "".join(f"{n}\n" for n in range(10)))
+    command("submit", "t.csv", "--shell", "echo $x >> notes", "--bag", "b")
+    command("cancel", "b")
+    assert "10 tasks sent again" in command("retry", "b").err
+    command("worker", "--idle-exit", "0.2")
+    assert (counts().done, counts().left) == (10, 0)
+    assert runs(command) == list(range(10))
+    with mtask.connect() as mt:
+        assert mt.queue.depth() == (0, 0, 0)
+        assert not list(mt.table.dead())
+
+
+@pytest.mark.parametrize("verb", ["retry", "repair", "run"])
+def test_a_retry_that_was_killed_is_gone_on_with(bag, verb):
+    """Killed after it took the rows out, and before it sent anything."""
+    bag.write("mended", "")
+    with mtask.connect() as mt:
+        mt.table.update_bag("b", state=BagState.RESENDING)
+        mt.table.retract("b", range(10))
+    args = ["t.csv", "--call", "m:f", "--bag", "b", "--retries", "0", "--per-message", "4"]
+    assert bag(verb, *(args if verb == "run" else ["b"])).code in (0, 1)
+    bag("worker", "--idle-exit", "0.2")
+    with mtask.connect() as mt:
+        rows = {result.index: result.state for result in mt.bag("b").results()}
+        assert set(rows) == set(range(20))
+        assert all(rows[index] is State.DONE for index in range(10))
+        assert mt.bag("b").info.state is BagState.SEALED
+
+
+def test_an_open_bag_is_not_retried(command):
+    command.write("t.csv", "x\n1\n")
+    command("submit", "t.csv", "--run", "false", "--bag", "b")
+    with mtask.connect() as mt:
+        mt.table.update_bag("b", state=BagState.OPEN)
+    for verb in ("retry", "repair"):
+        code, _, err = command(verb, "b")
+        assert code == 2
+        assert "submit" in err
