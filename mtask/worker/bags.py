@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 
 from mtask.errors import BagNotFoundError
 from mtask.model import Bag, BagState, Message
@@ -26,32 +27,39 @@ class Bags:
         """The message's bag; None when it is gone, or another one has its name now."""
         with self._lock:
             known = self._bags.get(message.uid)
-            if known is not None:
+            # A bag that was open may have grown since.
+            if known is not None and message.first + message.count <= known[0].total:
                 self._bags[message.uid] = known[0], time.monotonic()
                 return known[0]
         try:
             bag = self._table.bag(message.bag)
         except BagNotFoundError:
             return None
+        if bag.uid != message.uid:
+            return None
         with self._lock:
             self._bags[bag.uid] = bag, time.monotonic()
-        return bag if bag.uid == message.uid else None
+        return bag
 
-    def refresh(self) -> set[str]:
-        """Read the bags in use again; returns the uids of those that were cancelled or are gone."""
+    def refresh(self, in_use: Collection[str]) -> set[str]:
+        """Read the bags again; returns the uids of those that were cancelled or are gone.
+
+        Forgets those not asked for lately, but not the uids `in_use`: their tasks may run for hours.
+        """
         over = set()
         with self._lock:
-            items = list(self._bags.items())
-        for uid, (bag, used_s) in items:
+            known = list(self._bags.values())
+        for bag, used_s in known:
             try:
                 now = self._table.bag(bag.name)
             except BagNotFoundError:
-                now = None
-            if now is None or now.uid != uid or now.state is BagState.CANCELLED:
-                over.add(uid)
+                now = bag
+                over.add(bag.uid)
+            if now.uid != bag.uid or now.state is BagState.CANCELLED:
+                over.add(bag.uid)
             with self._lock:
-                if now is None or now.uid != uid or time.monotonic() - used_s > KEEP_S:
-                    self._bags.pop(uid, None)
-                else:
-                    self._bags[uid] = now, self._bags.get(uid, (now, used_s))[1]
+                if bag.uid not in in_use and (now.uid != bag.uid or time.monotonic() - used_s > KEEP_S):
+                    self._bags.pop(bag.uid, None)
+                elif now.uid == bag.uid:
+                    self._bags[bag.uid] = now, self._bags.get(bag.uid, (now, used_s))[1]
         return over

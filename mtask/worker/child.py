@@ -1,4 +1,4 @@
-"""The process in which functions run: `python -m mtask.worker.child`, one for each busy slot.
+"""The process in which functions run, one for each busy slot.
 
 It knows no vendor and no queue: jobs come in on one pipe and results go out on another (see `wire`).
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import fcntl
+import importlib
 import io
+import itertools
 import os
+import re
 import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,12 +31,19 @@ from mtask.values import encode_value
 from mtask.worker.output import size_of, take_tail
 from mtask.worker.wire import BAD, BAG, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
 
+if TYPE_CHECKING:
+    import traceback
+
 FLUSH_NS = 20_000_000
 """Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
 
+MOST_DEPTH = 200
+"""Of a value: whoever reads it has a limit, which depends on how deep in calls they are themselves."""
+
 _ROWS = msgspec.json.Decoder(list[list[Any]])
+_NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}"]+')
 _PR_SET_PDEATHSIG = 1
-_OWN = os.path.dirname(mtask.__file__) + os.sep
+_NOT_THE_USERS = (os.path.dirname(mtask.__file__) + os.sep, "<frozen importlib", importlib.__file__)
 
 
 class Kit(msgspec.Struct):
@@ -46,14 +57,20 @@ class Kit(msgspec.Struct):
     worker: str
     path: tuple[str, ...] = ()
     """Goes first in sys.path."""
+    max_tasks: int | None = None
+    """After so many it ends."""
 
 
 class BagFrame(msgspec.Struct):
+    """What a child needs to know of a bag."""
+
     uid: str
     spec: Spec
 
 
 class Child:
+    """Reads jobs, runs their tasks, and sends the results."""
+
     def __init__(self, kit: Kit) -> None:
         self.jobs = open(kit.jobs_fd, "rb", buffering=1 << 20)
         self.results_fd = kit.results_fd
@@ -65,10 +82,21 @@ class Child:
         self.encoder = msgspec.json.Encoder()
         self.job = self.first = self.filled = self.flushed_ns = 0
         self.cpu_s = 0.0
+        self.left = kit.max_tasks or -1
+        self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        # Whatever a task does to the descriptors 1 and 2, these stay.
+        self.outputs = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (1, 2))
+        self.forked = False
+        os.register_at_fork(after_in_child=self._on_fork)
+        for number in (1, 2):
+            self._open_stream(number)
+
+    def _on_fork(self) -> None:
+        self.forked = True
 
     def run(self) -> None:
-        """Serve until the supervisor closes the pipe."""
-        while (read := self._read()) is not None:
+        """Serve until the supervisor closes the pipe, or `max_tasks` have run."""
+        while self.left and (read := self._read()) is not None:
             kind, job, offset, payload = read
             if kind == BAG:
                 bag = msgspec.json.decode(payload, type=BagFrame)
@@ -95,19 +123,23 @@ class Child:
             width = len(message.columns)
             if len(rows) != message.count or any(len(row) != width for row in rows):
                 raise MtaskError("the rows don't match the message's count and columns")
-        except (MtaskError, msgspec.DecodeError, RecursionError) as error:
+        except (MtaskError, ValueError, RecursionError) as error:
             self._send(frame(BAD, job, start, str(error).encode()))
             return
         self.job, self.first, self.flushed_ns = job, start, time.monotonic_ns()
+        self._mend_outputs()
         caller = self._caller(message)
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
         offset = start
         for offset in range(start, message.count):
             words[Cell.STARTED_NS] = time.monotonic_ns()
             words[Cell.TASK] = job << 32 | offset
-            if words[Cell.EPOCH] != self.epoch:
+            if words[Cell.EPOCH] != self.epoch or not self.left:
                 break
+            self.left -= 1
             result = self._run_task(message, offset, rows[offset], caller, id_at)
+            if self.forked:
+                os._exit(0)  # a copy of this process, which the task made and didn't end
             rows[offset] = []
             self._keep(offset, self.encoder.encode(result))
         else:
@@ -131,6 +163,8 @@ class Child:
                 returned = caller(row)
                 try:
                     value = encode_value(returned)
+                    if len(value) > 2 * MOST_DEPTH and _depth(value) > MOST_DEPTH:
+                        raise MtaskError(f"the function returned a value nested more than {MOST_DEPTH} deep")
                 except MtaskError as refused:
                     error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
                 del returned
@@ -140,12 +174,17 @@ class Child:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = usage.ru_utime + usage.ru_stime
         spent_s, self.cpu_s = cpu_s - self.cpu_s, cpu_s
-        sys.stdout.flush()
-        sys.stderr.flush()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except Exception:
+            self._mend_outputs(broken=True)
+        os.fchdir(self.home)
+        stdout, stderr = self.outputs
         fields: dict[str, Any] = {
             "id": None if id_at is None else as_id(row[id_at]),
-            "stdout": take_tail(1) if size_of(1) else "",
-            "stderr": take_tail(2) if size_of(2) else "",
+            "stdout": take_tail(stdout) if size_of(stdout) else "",
+            "stderr": take_tail(stderr) if size_of(stderr) else "",
             "attempt": message.attempt + 1,
             "worker": self.worker,
             "host": self.host,
@@ -202,33 +241,78 @@ class Child:
             cell.words[Cell.PORTION] += 1
         self.flushed_ns = time.monotonic_ns()
 
+    def _mend_outputs(self, *, broken: bool = False) -> None:
+        """If a task has closed the standard output or error, or its stream, open it again."""
+        for number in (1, 2):
+            try:
+                os.fstat(number)
+                if not broken:
+                    continue
+            except OSError:
+                pass
+            os.dup2(self.outputs[number - 1], number)
+            self._open_stream(number)
+
+    def _open_stream(self, number: int) -> None:
+        # Line by line: a crash then loses no line, and lines of subprocesses come in their order.
+        file = open(number, "wb", closefd=False)
+        stream = io.TextIOWrapper(file, encoding="utf-8", errors="replace", line_buffering=True)
+        setattr(sys, ("stdout", "stderr")[number - 1], stream)
+
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self.results_fd, view) :]
 
 
+def _depth(value: msgspec.Raw) -> int:
+    """How deep lists and objects are nested."""
+    brackets = _NO_BRACKETS.sub(b"", bytes(value))
+    return max(itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
+
+
 def describe(error: BaseException, reason: Reason = Reason.RAISED) -> Failure:
     """A failure from an exception, with the frames of the user's own code."""
     import traceback
 
-    frames = traceback.extract_tb(error.__traceback__)
-    while frames and frames[0].filename.startswith(_OWN):
-        frames.pop(0)
-    lines = traceback.format_list(frames) + traceback.format_exception_only(error)
-    if error.__cause__ is not None:
-        lines = [*traceback.format_exception(error.__cause__), "\nwhich was the cause of:\n\n", *lines]
-    text = "".join(lines)
+    try:
+        described = traceback.TracebackException.from_exception(error)
+        _leave_user_frames(described)
+        text = "".join(described.format())
+    except Exception as broken:  # an exception can override all that is asked of it here
+        text = f"its traceback can't be shown: {type(broken).__name__}"
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    return Failure(reason=reason, type=name, message=_message_of(error)[:4096], traceback=text[-16384:])
+    name = (
+        kind.__qualname__
+        if kind.__module__ in ("builtins", "__main__")
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    return Failure(
+        reason=reason,
+        type=_storable(name),
+        message=_storable(_message_of(error)[:4096]),
+        traceback=_storable(text[-16384:]),
+    )
+
+
+def _leave_user_frames(described: traceback.TracebackException) -> None:
+    described.stack[:] = [frame for frame in described.stack if not frame.filename.startswith(_NOT_THE_USERS)]
+    related = [described.__cause__, described.__context__, *(described.exceptions or ())]
+    for other in related:
+        if other is not None:
+            _leave_user_frames(other)
 
 
 def _message_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except BaseException as broken:
         return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def _storable(text: str) -> str:
+    """Without halves of surrogate pairs, which come from names of files that aren't UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def main() -> None:
@@ -244,14 +328,5 @@ def main() -> None:
         os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     faulthandler.enable(file=2)
-    for name, fd in (("stdout", 1), ("stderr", 2)):
-        stream = io.TextIOWrapper(
-            open(fd, "wb", closefd=False), encoding="utf-8", errors="replace", line_buffering=False
-        )
-        setattr(sys, name, stream)
     sys.path[:0] = [*kit.path, *([] if os.getcwd() in sys.path else [os.getcwd()])]
     Child(kit).run()
-
-
-if __name__ == "__main__":
-    main()

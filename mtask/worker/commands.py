@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import shutil
@@ -19,28 +18,47 @@ from mtask.model import COMMAND_COLUMN, Failure, Reason, Result, Spec, State
 from mtask.template import Template, shell_environment, split_command, text_of
 from mtask.worker.held import Job
 from mtask.worker.output import new_output, take_tail
-from mtask.worker.slots import HOSTNAME, Cause, Host, Runner, failed_attempt
+from mtask.worker.runner import HOSTNAME, Cause, Host, Runner, failed_attempt, timed_out, why_it_died
 
 __all__ = ["CommandRunner"]
 
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
 """Python ignores these; a command should not."""
+_ROWS = msgspec.json.Decoder(list[list[Any]])
 
 
 class CommandRunner(Runner):
+    """Starts one command after the other.
+
+    A command owns its process group and its scratch directory: when it ends, what it left in them goes.
+    """
+
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._stdout, self._stderr = new_output(), new_output()
         self._null = os.open(os.devnull, os.O_RDONLY)
         self._scratch = ""
-        self._makers: dict[tuple[str, tuple[str, ...]], Callable[[list[Any]], tuple[list[str], dict[str, str]]]] = {}
+        self._makers: dict[
+            tuple[str, tuple[str, ...]], Callable[[list[Any]], tuple[list[str], dict[str, str]]]
+        ] = {}
+        self._rows: dict[int, list[list[Any]]] = {}
+        """Of each job's message."""
         self._started_s = self._started_at = 0.0
 
     # -- jobs ---------------------------------------------------------------------------------------
 
     def start(self, job: Job) -> None:
+        message = job.held.message
+        try:
+            rows = _ROWS.decode(message.rows)
+            if any(len(row) != len(message.columns) for row in rows):
+                raise ValueError("a row doesn't match the columns")
+        except (ValueError, RecursionError) as error:
+            self.host.bad_message(job, str(error))
+            return
         job.began_s = time.monotonic()
         self.jobs.append(job)
+        self._rows[job.serial] = rows
         if len(self.jobs) == 1:
             self._next()
 
@@ -70,23 +88,16 @@ class CommandRunner(Runner):
         """Start the next task; ends the jobs that have none left."""
         while self.jobs and not self.pid:
             job = self.jobs[0]
-            if job.got >= job.stop:
+            if job.left:
+                self._start(job, self._rows[job.serial][job.got])
+            else:
                 self.jobs.popleft()
+                del self._rows[job.serial]
                 self._over(job)
-                continue
-            try:
-                row = msgspec.json.decode(job.held.rows[job.got], type=list[Any])
-                if len(row) != len(job.held.message.columns):
-                    raise ValueError("a row doesn't match the message's columns")
-            except (IndexError, ValueError, msgspec.DecodeError) as error:
-                self.jobs.popleft()
-                self.host.bad_message(job, str(error))
-                continue
-            self._start(job, row)
 
     def _start(self, job: Job, row: list[Any]) -> None:
         self._started_s, self._started_at = time.monotonic(), time.time()
-        self._cause = None
+        self._cause = self._meant = None
         argv: list[str] = []
         try:
             argv, environment = self._command(job, row)
@@ -103,7 +114,11 @@ class CommandRunner(Runner):
                 setsigdef=_DEFAULT_SIGNALS,
             )
         except (OSError, ValueError, MtaskError) as error:
-            text = f"can't start {argv[0]!r}: {error.strerror}" if argv and isinstance(error, OSError) else str(error)
+            text = (
+                f"can't start {argv[0]!r}: {error.strerror}"
+                if argv and isinstance(error, OSError)
+                else str(error)
+            )
             failure = Failure(reason=Reason.START, type=type(error).__name__, message=text)
             result = failed_attempt(self, job, job.got, failure, 0.0)
             job.got += 1
@@ -133,18 +148,16 @@ class CommandRunner(Runner):
         return argv, environment | parameters
 
     def _on_exit(self) -> None:
+        self._signal(signal.SIGKILL)  # what it has started goes with it
         _, wait_status, usage = os.wait4(self.pid, 0)
         wall_s = time.monotonic() - self._started_s
         self.host.selector.unregister(self._pidfd)
         os.close(self._pidfd)
-        if self._cause is not None:
-            # Whoever didn't obey the signal that ended the command goes with it.
-            self._signal(signal.SIGKILL)
         self.pid = 0
         status, cause, job = os.waitstatus_to_exitcode(wait_status), self._cause, self.jobs[0]
         self._clean_scratch()
         if cause not in (None, Cause.TIMEOUT):
-            return self._stopped(job, cause)
+            return self._stopped()
         fields: dict[str, Any] = {
             "exit_code": status,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
@@ -153,14 +166,13 @@ class CommandRunner(Runner):
         if status == 0 and cause is None:
             result = self._done(job, wall_s, fields)
         else:
-            result = failed_attempt(self, job, job.got, self._failure(cause, status), wall_s, **fields)
+            error = why_it_died(status) if cause is None else timed_out(job)
+            result = failed_attempt(self, job, job.got, error, wall_s, **fields)
             if cause is None and (said := result.stderr.strip()):
-                assert result.error is not None
-                text = f"{result.error.message}: {said.splitlines()[-1][-500:]}"
-                error = msgspec.structs.replace(result.error, message=text)
-                result = msgspec.structs.replace(result, error=error)
+                text = f"{error.message}: {said.splitlines()[-1][-500:]}"
+                result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=text))
         job.got += 1
-        self.host.attempts_ended(job, [result])
+        self.host.attempts_ended(job, [result], len(result.stdout) + len(result.stderr))
         self._next()
 
     def _done(self, job: Job, wall_s: float, fields: dict[str, Any]) -> Result:
@@ -182,24 +194,37 @@ class CommandRunner(Runner):
             **fields,
         )
 
-    def _stopped(self, job: Job, cause: Cause | None) -> None:
+    def _stopped(self) -> None:
         """The task was stopped, not tried: it and what is behind it go back to the worker."""
         take_tail(self._stdout), take_tail(self._stderr)
-        behind = [self.jobs.pop() for _ in range(len(self.jobs) - 1)][::-1]
+        rests = [job.rest() for job in self.jobs if job.left]
         self.jobs.clear()
-        self.host.left_over([Job(job.held, job.got, job.stop)], cause)
-        self.host.left_over(behind, None)
+        self._rows.clear()
+        self._cause = self._meant = None
+        self.host.left_over(rests)
 
     def _clean_scratch(self) -> None:
-        with os.scandir(self._scratch) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        os.unlink(entry.path)
+        """Leave an empty directory to the next command: the same, if this one kept it so."""
+        try:
+            directory = os.open(self._scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if not os.listdir(directory):
+                    return
+            finally:
+                os.close(directory)
+        except OSError:
+            pass  # it was removed, or a link put in its place
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch = ""
 
     def close(self) -> None:
+        if self.pid:
+            self._signal(signal.SIGKILL)
+            os.wait4(self.pid, 0)
+            self.host.selector.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self.pid = 0
+        self.jobs.clear()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
         for fd in (self._stdout, self._stderr, self._null):

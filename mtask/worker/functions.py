@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
+import signal
 import subprocess
 import sys
 import time
 
 import msgspec
 
-from mtask.model import Result
+import mtask
+from mtask.model import Result, State
 from mtask.worker.child import BagFrame, Kit
 from mtask.worker.held import Job
 from mtask.worker.output import new_output, take_tail
-from mtask.worker.slots import Cause, Host, Runner, failed_attempt, why_it_died
+from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, timed_out, why_it_died
 from mtask.worker.wire import BAD, BAG, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
 
 __all__ = ["FunctionRunner"]
@@ -22,11 +25,18 @@ __all__ = ["FunctionRunner"]
 PEEK_AFTER_S = 0.25
 """A task that runs longer than this may hold back results of quick ones before it: they are fetched."""
 MOST_FAILED_STARTS = 3
+EXIT_S = 2.0
+"""What a child gets for its last words when the worker ends."""
 
 _RESULTS = msgspec.json.Decoder(list[Result])
+_HOME = os.path.dirname(os.path.dirname(mtask.__file__))
+_START = "import sys; sys.path.append(sys.argv.pop()); from mtask.worker.child import main; main()"
+"""With `-P`, so that a user's random.py in the working directory isn't taken for Python's."""
 
 
 class FunctionRunner(Runner):
+    """Feeds one child, and replaces it when it dies or has run enough tasks."""
+
     def __init__(self, host: Host, *, max_tasks_per_child: int | None = None) -> None:
         super().__init__(host)
         self._max_tasks = max_tasks_per_child
@@ -38,7 +48,12 @@ class FunctionRunner(Runner):
 
     def start(self, job: Job) -> None:
         if self._process is None:
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                self.host.left_over([job])
+                self.host.broken(f"can't start a child process: {error}")
+                return
         bag = job.held.bag
         if bag.uid not in self._known:
             self._known.add(bag.uid)
@@ -50,8 +65,7 @@ class FunctionRunner(Runner):
     def cut(self) -> list[Job]:
         if not self.jobs:
             return []
-        self._epoch += 1
-        self._cell.words[Cell.EPOCH] = self._epoch
+        self._raise_barrier()
         serial, offset, _ = self._cell.task()
         rests: list[Job] = []
         begun = next((i for i, job in enumerate(self.jobs) if job.serial == serial), -1)
@@ -63,7 +77,8 @@ class FunctionRunner(Runner):
             if stop < job.stop:
                 rests.insert(0, Job(job.held, stop, job.stop))
                 job.stop = stop
-        self._write(frame(RESUME, 0, self._epoch))
+        if self._cause is None:
+            self._write(frame(RESUME, 0, self._epoch))
         return rests
 
     def running(self) -> tuple[Job, int, float] | None:
@@ -78,14 +93,20 @@ class FunctionRunner(Runner):
     def outputs(self) -> tuple[int, int]:
         return self._stdout, self._stderr
 
-    @property
-    def retiring(self) -> bool:
-        return bool(self._max_tasks and self._process is not None and self._tasks_run >= self._max_tasks)
-
     def check(self) -> None:
         super().check()
         if (running := self.running()) is not None and running[2] > PEEK_AFTER_S:
             self._take_unsent()
+
+    def stop_task(self, cause: Cause, *, grace_s: float = KILL_AFTER_S) -> None:
+        if self._cause is None:
+            self._raise_barrier()  # whatever becomes of the signal, it begins no other task
+        super().stop_task(cause, grace_s=grace_s)
+
+    def _raise_barrier(self) -> None:
+        """The child stops before its next task, and skips jobs until a RESUME."""
+        self._epoch += 1
+        self._cell.words[Cell.EPOCH] = self._epoch
 
     # -- the child ----------------------------------------------------------------------------------
 
@@ -100,9 +121,10 @@ class FunctionRunner(Runner):
             supervisor=os.getpid(),
             worker=self.host.name,
             path=self.host.path,
+            max_tasks=self._max_tasks,
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mtask.worker.child", msgspec.json.encode(kit).decode()],
+            [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
             stdin=subprocess.DEVNULL,
             stdout=self._stdout,
             stderr=self._stderr,
@@ -116,7 +138,6 @@ class FunctionRunner(Runner):
         os.set_blocking(self._results_out, False)
         self._unwritten = bytearray()
         self._frames, self._known, self._epoch, self._tasks_run = Frames(), set[str](), 0, 0
-        self._cause = None
         self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
         self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
 
@@ -141,8 +162,8 @@ class FunctionRunner(Runner):
 
     def _on_results(self) -> None:
         self._read()
-        if self._max_tasks and self._tasks_run >= self._max_tasks and not self.jobs:
-            self._end_child()
+        if self._cause is None and self._max_tasks and self._tasks_run >= self._max_tasks:
+            self.retire()
 
     def _read(self) -> bool:
         """Take what the child has sent; False: nothing more just now."""
@@ -150,18 +171,19 @@ class FunctionRunner(Runner):
             data = os.read(self._results_out, 1 << 20)
         except BlockingIOError:
             return False
+        if not data:  # it has closed the pipe, but may go on for long
+            self._close("_results_out")
         for kind, serial, offset, payload in self._frames.feed(data):
             if not self.jobs or self.jobs[0].serial != serial:
                 continue  # of a job that was cut away before it began
             job = self.jobs[0]
-            self._failed_starts = 0
             if kind in (RESULTS, ENDED):
                 self._take(job, offset, payload)
             if kind == BAD:
                 self.jobs.popleft()
                 self.host.bad_message(job, payload.decode())
             elif kind == ENDED:
-                self._ended(job, offset)
+                self._ended(job)
         return bool(data)
 
     def _take(self, job: Job, offset: int, payload: bytes) -> None:
@@ -171,85 +193,103 @@ class FunctionRunner(Runner):
         results = results[max(0, job.got - first) : max(0, job.stop - first)]
         job.got = max(job.got, min(offset, job.stop))
         self._tasks_run += len(results)
+        if self._meant is not None and self._meant[0] is job:
+            self._judge(job, results, self._meant[1])
         if results:
-            self.host.attempts_ended(job, results)
+            self.host.attempts_ended(job, results, len(payload))
+
+    def _judge(self, job: Job, results: list[Result], meant: int) -> None:
+        """A task that was told to stop may have raised because of that: it didn't fail by itself."""
+        at = meant - (job.got - len(results))
+        if not 0 <= at < len(results) or results[at].state is State.DONE:
+            return
+        if self._cause is Cause.TIMEOUT:
+            error = results[at].error
+            failure = msgspec.structs.replace(timed_out(job), traceback=error.traceback if error else "")
+            results[at] = msgspec.structs.replace(results[at], error=failure)
+        else:
+            self.host.left_over([Job(job.held, meant, job.stop)])
+            job.got = job.stop = meant
+            del results[at:]
 
     def _take_unsent(self) -> None:
-        serial, _, _ = self._cell.task()
         unsent = self._cell.unsent()
-        if unsent is not None and self.jobs and serial == self.jobs[0].serial:
-            first, items = unsent
-            payload = b"[" + items[:-1] + b"]"
-            count = len(msgspec.json.decode(payload, type=list[msgspec.Raw]))
-            if first <= self.jobs[0].got < first + count:
-                self._take(self.jobs[0], first + count, payload)
+        if unsent is None or not self.jobs or unsent[0] != self.jobs[0].serial:
+            return
+        _, first, payload = unsent
+        count = len(msgspec.json.decode(payload, type=list[msgspec.Raw]))
+        if first <= self.jobs[0].got < first + count:
+            self._take(self.jobs[0], first + count, payload)
 
-    def _ended(self, job: Job, offset: int) -> None:
+    def _ended(self, job: Job) -> None:
         self.jobs.popleft()
-        if offset < job.stop:
-            self.host.left_over([Job(job.held, offset, job.stop)], None)
-        self._over(job)
+        if job.left:
+            self.host.left_over([job.rest()])
+        if self._cause is None:
+            self._over(job)
+        else:
+            self.retire()
 
     def _on_exit(self) -> None:
         assert self._process is not None
+        self._signal(signal.SIGKILL)  # what it has started goes with it
         status = self._process.wait()
-        while self._read():
+        while self._results_out >= 0 and self._read():
             pass
         self._take_unsent()
         running, cause = self.running(), self._cause
-        jobs, error = list(self.jobs), self._failure(cause, status) if self.jobs else why_it_died(status)
-        if running is not None and cause in (None, Cause.TIMEOUT):
+        jobs = [job for job in self.jobs if job.left]
+        if running is not None and (cause is None or (cause is Cause.TIMEOUT and running[:2] == self._meant)):
             job, offset, wall_s = running
+            error = why_it_died(status) if cause is None else timed_out(job)
             code = status if cause is None else None
-            result = failed_attempt(self, job, offset, error, wall_s, exit_code=code)
             job.got = offset + 1
-            self.host.attempts_ended(job, [result])
-        elif cause is None:
+            self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
+        elif cause is None and self._cell.task()[0] < 0:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 said = take_tail(self._stderr).strip() or "it printed nothing"
-                self.host.broken(f"its child processes die at once ({error.message}): {said}")
+                self.host.broken(f"its child processes die at once ({why_it_died(status).message}): {said}")
+        else:
+            self._failed_starts = 0
         self.jobs.clear()
         self._forget_child()
-        self._go_on(jobs, cause)
+        self.host.left_over([job.rest() for job in jobs if job.left])
 
-    def _go_on(self, jobs: list[Job], cause: Cause | None) -> None:
-        """With what a dead child left: a new child, or back to the worker."""
-        rests = []
-        for job in jobs:
-            if job.got < job.stop:
-                rests.append(Job(job.held, job.got, job.stop))
-        if cause in (None, Cause.TIMEOUT):
-            self.host.left_over(rests, None)
-        elif rests:
-            # Only the task that ran was meant; what waited behind it was not begun.
-            self.host.left_over(rests[:1], cause)
-            self.host.left_over(rests[1:], None)
-
-    def _end_child(self) -> None:
-        """Close the pipe of an idle child; it ends by itself."""
-        process = self._process
-        if process is not None:
-            os.close(self._jobs_in)
-            self._jobs_in = -1
-            try:
-                process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            self._forget_child()
-
-    def _forget_child(self) -> None:
-        selector = self.host.selector
-        for fd in (self._results_out, self._pidfd, self._jobs_in):
-            if fd >= 0:
-                if fd in selector.get_map():
-                    selector.unregister(fd)
-                os.close(fd)
-        self._cell.close()
-        self._process, self.pid, self._cause = None, 0, None
+    def retire(self) -> None:
+        """Close the pipe of a child that runs nothing: it ends by itself, or is killed."""
+        if self._process is None:
+            return
+        if self._cause is None:
+            self._raise_barrier()
+            self._cause, self._kill_at_s = Cause.RETIRED, time.monotonic() + KILL_AFTER_S
+        self._unwritten.clear()
+        self._close("_jobs_in")
 
     def close(self) -> None:
-        self._end_child()
+        if self._process is not None:
+            self.retire()
+            end = select.poll()
+            end.register(self._pidfd, select.POLLIN)
+            end.poll(EXIT_S * 1000)
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._forget_child()
+        self.jobs.clear()
         os.close(self._stdout)
         os.close(self._stderr)
+
+    def _close(self, name: str) -> None:
+        fd: int = getattr(self, name)
+        if fd >= 0:
+            if fd in self.host.selector.get_map():
+                self.host.selector.unregister(fd)
+            os.close(fd)
+            setattr(self, name, -1)
+
+    def _forget_child(self) -> None:
+        for name in ("_results_out", "_pidfd", "_jobs_in"):
+            self._close(name)
+        take_tail(self._stdout), take_tail(self._stderr)
+        self._cell.close()
+        self._process, self.pid, self._cause, self._meant = None, 0, None, None

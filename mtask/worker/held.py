@@ -7,8 +7,9 @@ import time
 
 import msgspec
 
+from mtask.errors import MessageError
 from mtask.model import ID_COLUMN, Bag, Delivery, Message, as_id
-from mtask.packing import split_rows
+from mtask.packing import slice_message, split_rows
 
 __all__ = ["Held", "Job"]
 
@@ -21,7 +22,6 @@ class Held:
     """
 
     __slots__ = (
-        "_rows",
         "bag",
         "body",
         "delivery",
@@ -31,35 +31,56 @@ class Held:
         "message",
         "received_s",
         "renewed_s",
+        "rows",
         "unsettled",
     )
 
     def __init__(
-        self, delivery: Delivery, message: Message, bag: Bag, lease_s: float, received_s: float, body: bytes
+        self, delivery: Delivery, message: Message, bag: Bag, *, body: bytes, lease_s: float, asked_s: float
     ) -> None:
-        self.delivery, self.message, self.bag, self.lease_s = delivery, message, bag, lease_s
-        self.body = body
-        """The message encoded, with its rows."""
-        self.received_s = self.renewed_s = received_s
-        self.expires_s = received_s + lease_s
+        """`body`: the message encoded, with its rows. The lease began at `asked_s` or later.
+
+        Raises MessageError for rows that don't match the message's count.
+        """
+        self.delivery, self.message, self.bag, self.body = delivery, message, bag, body
+        self.lease_s, self.received_s = lease_s, time.monotonic()
+        self.renewed_s, self.expires_s = asked_s, asked_s + lease_s
         self.unsettled = message.count
         self.lost = False
         """The lease ran out: nothing may be recorded or deleted any more."""
-        self._rows: list[msgspec.Raw] | None = None
+        try:
+            self.rows = split_rows(message.rows)
+        except (ValueError, RecursionError) as error:
+            raise MessageError(f"its rows can't be read: {error}") from None
+        if len(self.rows) != message.count:
+            raise MessageError(f"it has {len(self.rows)} rows and a count of {message.count}")
 
     @property
-    def rows(self) -> list[msgspec.Raw]:
-        """The tasks' rows, each still encoded; decoded on the slow paths only."""
-        if self._rows is None:
-            self._rows = split_rows(self.message.rows)
-        return self._rows
+    def deaths(self) -> int:
+        """How many workers died with this message, or with those that it was cut from."""
+        return self.message.deaths + self.delivery.deliveries - 1
+
+    def part(self, start: int, stop: int) -> Message:
+        """A message of its own for the tasks `start` to `stop` (offsets), which forgets no death."""
+        message = slice_message(self.message, self.rows, start, stop)
+        return (
+            message if self.deaths == message.deaths else msgspec.structs.replace(message, deaths=self.deaths)
+        )
+
+    def single(self, index: int) -> Message:
+        """A message of its own for the task of this index."""
+        offset = index - self.message.first
+        return self.part(offset, offset + 1)
 
     def id_of(self, offset: int) -> str | None:
         """The user's own name for a task."""
         columns = self.message.columns
         if ID_COLUMN not in columns:
             return None
-        return as_id(msgspec.json.decode(self.rows[offset])[columns.index(ID_COLUMN)])
+        try:
+            return as_id(msgspec.json.decode(self.rows[offset])[columns.index(ID_COLUMN)])
+        except (ValueError, LookupError, TypeError):
+            return None  # whoever runs the row says what is wrong with it
 
     def age_s(self) -> float:
         return time.monotonic() - self.received_s
@@ -84,3 +105,12 @@ class Job:
     def whole(self) -> bool:
         """Is it all of its message, none of it begun?"""
         return self.start == 0 and self.got == 0 and self.stop == self.held.message.count
+
+    @property
+    def left(self) -> int:
+        """Tasks without a result."""
+        return self.stop - self.got
+
+    def rest(self) -> Job:
+        """A new job of those."""
+        return Job(self.held, self.got, self.stop)

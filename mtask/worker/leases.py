@@ -10,13 +10,14 @@ from mtask.errors import BackendError
 from mtask.queue import Queue
 from mtask.worker.held import Held
 from mtask.worker.notes import Notes
+from mtask.worker.service import Service
 
 __all__ = ["LeaseKeeper"]
 
 RETRY_S = 1.0
 
 
-class LeaseKeeper(threading.Thread):
+class LeaseKeeper(Service):
     """Extends each lease at a third of its life; tries a failing extension again until it is over.
 
     Liveness is judged by the monotonic clock, from before the request that gave the lease: so this
@@ -24,7 +25,7 @@ class LeaseKeeper(threading.Thread):
     """
 
     def __init__(self, queue: Queue, on_lost: Callable[[Held], None], notes: Notes) -> None:
-        super().__init__(name="mtask-leases", daemon=True)
+        super().__init__("leases")
         self._queue, self._on_lost, self._notes = queue, on_lost, notes
         self._held: set[Held] = set()
         self._wake = threading.Condition()
@@ -41,12 +42,17 @@ class LeaseKeeper(threading.Thread):
         with self._extending, self._wake:
             self._held.difference_update(held)
 
+    def held(self) -> list[Held]:
+        """All whose lease is kept now."""
+        with self._wake:
+            return list(self._held)
+
     def stop(self) -> None:
         with self._wake:
             self._stopped = True
             self._wake.notify()
 
-    def run(self) -> None:
+    def work(self) -> None:
         while True:
             with self._wake:
                 if self._stopped:
@@ -66,32 +72,32 @@ class LeaseKeeper(threading.Thread):
         now = time.monotonic()
         with self._wake:
             due = [held for held in self._held if now >= held.renewed_s + held.lease_s / 4]
-        gone = [held for held in due if now >= held.expires_s] if not self._queue.limits.extends else []
-        for lease_s in {held.lease_s for held in due} if self._queue.limits.extends else ():
-            gone += self._extend_batch([held for held in due if held.lease_s == lease_s], lease_s)
+        gone: set[Held] = set()
+        if self._queue.limits.extends:
+            for lease_s in {held.lease_s for held in due}:
+                gone |= self._extend_batch([held for held in due if held.lease_s == lease_s], lease_s)
         for held in due:
-            # What met a fault, or can't be extended, is looked at again shortly.
-            if held.renewed_s < now:
+            if held.renewed_s < now:  # it met a fault, or can't be extended: it is looked at again shortly
                 held.renewed_s = now - held.lease_s / 3 + min(RETRY_S, held.lease_s / 10)
-                if now >= held.expires_s and held not in gone:
-                    gone.append(held)
+                if time.monotonic() >= held.expires_s:
+                    gone.add(held)
         with self._wake:
             self._held.difference_update(gone)
         for held in gone:
             held.lost = True
             self._on_lost(held)
 
-    def _extend_batch(self, batch: list[Held], lease_s: float) -> list[Held]:
+    def _extend_batch(self, batch: list[Held], lease_s: float) -> set[Held]:
         """Returns those whose lease is lost for good."""
         asked_s = time.monotonic()
         try:
             extension = self._queue.extend([held.delivery for held in batch], lease_s=lease_s)
         except BackendError as error:
             self._notes.trouble("queue", error)
-            return []
+            return set()
         self._notes.well("queue")
         held_by = {id(held.delivery): held for held in batch}
         for old, new in extension.extended:
             held = held_by[id(old)]
             held.delivery, held.renewed_s, held.expires_s = new, asked_s, asked_s + lease_s
-        return [held_by[id(delivery)] for delivery in extension.lost]
+        return {held_by[id(delivery)] for delivery in extension.lost}

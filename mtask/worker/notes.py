@@ -33,6 +33,10 @@ class Notes:
             if since is not None:
                 self.say(f"the {what} answers again after {time.monotonic() - since:.0f} s")
 
+    def troubled(self, what: str) -> bool:
+        """Is it in trouble now?"""
+        return what in self._since
+
     def once(self, text: str) -> None:
         """Say this, unless it was said before."""
         with self._lock:

@@ -33,8 +33,11 @@ def take_tail(fd: int, tail_bytes: int = TAIL_BYTES) -> str:
         return ""
     data = os.pread(fd, tail_bytes, max(0, size - tail_bytes))
     os.ftruncate(fd, 0)
-    text = data.decode("utf-8", "replace")
-    return text.lstrip("\ufffd") if size > tail_bytes else text
+    if size > tail_bytes:
+        # The cut may have gone through a character, of which up to three bytes are left.
+        begin = next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
+        data = data[begin:]
+    return data.decode("utf-8", "replace")
 
 
 def trim(fd: int) -> None:

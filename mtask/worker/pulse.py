@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import mtask
 from mtask.errors import BackendError
 from mtask.model import Running, WorkerStatus
 from mtask.table import Table
-from mtask.worker.slots import HOSTNAME
+from mtask.worker.runner import HOSTNAME
+from mtask.worker.service import Service
 
 if TYPE_CHECKING:
     from mtask.worker.supervisor import Worker
@@ -21,11 +23,11 @@ __all__ = ["Pulse"]
 BEAT_S = 2.0
 
 
-class Pulse(threading.Thread):
+class Pulse(Service):
     """Beats every `BEAT_S`; stays out of the way when the table is away."""
 
     def __init__(self, worker: Worker, table: Table) -> None:
-        super().__init__(name="mtask-pulse", daemon=True)
+        super().__init__("pulse")
         self._worker, self._table = worker, table
         self._wake, self._stopped = threading.Event(), False
         self._started_at = time.time()
@@ -39,16 +41,14 @@ class Pulse(threading.Thread):
         self._stopped = True
         self._wake.set()
 
-    def run(self) -> None:
-        import os
-
-        self._pid = os.getpid()
+    def work(self) -> None:
         while True:
             stopped = self._stopped
             try:
                 self._table.beat(self.status("stopped" if stopped else None))
-                if not stopped and (over := self._worker.bags.refresh()):
-                    self._worker.cancelled(over)
+                if not stopped:
+                    self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
+                    self._worker.notes.well("table")
             except BackendError as error:
                 if not stopped:
                     self._worker.notes.trouble("table", error)
@@ -68,7 +68,7 @@ class Pulse(threading.Thread):
         return WorkerStatus(
             worker=worker.name,
             host=HOSTNAME,
-            pid=self._pid,
+            pid=os.getpid(),
             slots=len(worker.slots),
             state=state or ("draining" if worker.draining else "working"),  # type: ignore[arg-type]
             running=self._running(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import msgspec
 
 from mtask.errors import BackendError, MessageError
 from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
-from mtask.packing import single, unfold
+from mtask.packing import unfold
 from mtask.queue import Queue
 from mtask.table import Table
 from mtask.worker.bags import Bags
@@ -18,6 +19,7 @@ from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.recorder import Recorder
+from mtask.worker.service import Service
 
 __all__ = ["Receiver"]
 
@@ -27,7 +29,7 @@ SHORT_POLL_S = 0.1
 DEFAULT_LEASE_S = 60.0
 
 
-class Receiver(threading.Thread):
+class Receiver(Service):
     """Receives as many messages as `want` says, and hands each to `on_job` once it is fit to run."""
 
     def __init__(
@@ -40,136 +42,147 @@ class Receiver(threading.Thread):
         recorder: Recorder,
         notes: Notes,
         on_job: Callable[[Job], None],
+        on_round: Callable[[], None],
         worker: str,
         lease_s: float | None,
     ) -> None:
-        super().__init__(name="mtask-receiver", daemon=True)
+        """`on_round` is called when all messages of one request have been looked at."""
+        super().__init__("receiver")
         self._queue, self._table, self._bags = queue, table, bags
         self._keeper, self._recorder, self._notes = keeper, recorder, notes
-        self._on_job, self._worker = on_job, worker
+        self._on_job, self._on_round, self._worker = on_job, on_round, worker
         self._lease_s = lease_s
         self._next_lease_s = lease_s or DEFAULT_LEASE_S
-        self._want, self._stopped = 0, False
+        self._want = self._rounds = 0
         self._wake = threading.Condition()
-        self.handed = 0
-        """Jobs given to `on_job` so far."""
+        self._stopped = threading.Event()
 
-    def want(self, messages: int) -> None:
-        """How many more messages the slots can use now."""
+    def want(self, messages: int, rounds: int) -> None:
+        """How many more messages the slots can use, as of the end of so many `rounds`.
+
+        Without the rounds, messages on their way to the slots would be asked for twice.
+        """
         with self._wake:
-            self._want = messages
-            self._wake.notify()
+            if rounds == self._rounds:
+                self._want = messages
+                self._wake.notify()
 
     def stop(self) -> None:
         """Receive no more; the thread ends after the present request."""
         with self._wake:
-            self._stopped = True
+            self._stopped.set()
             self._wake.notify()
 
-    def run(self) -> None:
+    def work(self) -> None:
         limits = self._queue.limits
-        wait_s = SHORT_POLL_S if limits.wait_s > 3600 else min(limits.wait_s, LONG_POLL_S)
         pause_s = 0.1
         while True:
             with self._wake:
-                while not self._stopped and self._want <= 0:
+                while not self._stopped.is_set() and self._want <= 0:
                     self._wake.wait()
-                if self._stopped:
+                if self._stopped.is_set():
                     return
                 want = min(self._want, limits.receive_batch)
             asked_s, lease_s = time.monotonic(), min(self._next_lease_s, limits.lease_s)
+            # A lease may begin with the request or with the answer: it must be long enough for both.
+            wait_s = min(LONG_POLL_S if limits.wait_s < 3600 else SHORT_POLL_S, limits.wait_s, lease_s / 4)
             try:
                 deliveries = self._queue.receive(max_messages=want, lease_s=lease_s, wait_s=wait_s)
             except BackendError as error:
                 self._notes.trouble("queue", error)
-                time.sleep(pause_s)
+                self._stopped.wait(pause_s)
                 pause_s = min(2 * pause_s, 10.0)
                 continue
             self._notes.well("queue")
             pause_s = 0.1
-            with self._wake:
-                self._want -= len(deliveries)
-            for delivery in deliveries:
-                self._accept_patiently(delivery, asked_s, lease_s)
+            if deliveries:
+                with self._wake:
+                    self._rounds += 1
+                    self._want = 0
+                for delivery in deliveries:
+                    self._accept_patiently(delivery, asked_s, lease_s)
+                self._on_round()
 
-    def _accept_patiently(self, delivery: Delivery, received_s: float, lease_s: float) -> None:
+    def _accept_patiently(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
         """The table may be away just now: then the lease simply runs out, and somebody else gets it."""
         pause_s = 0.1
-        while time.monotonic() < received_s + lease_s:
+        while time.monotonic() < asked_s + lease_s:
             try:
-                self._accept(delivery, received_s, lease_s)
+                self._accept(delivery, asked_s, lease_s)
+            except MessageError as error:
+                return self._set_aside(delivery, str(error))
             except BackendError as error:
                 self._notes.trouble("table", error)
             else:
-                self._notes.well("table")
-                return
-            time.sleep(pause_s)
+                return self._notes.well("table")
+            if self._stopped.wait(pause_s):
+                with contextlib.suppress(BackendError):
+                    self._queue.release([delivery])
+                return None
             pause_s = min(2 * pause_s, 5.0)
 
-    def _accept(self, delivery: Delivery, received_s: float, lease_s: float) -> None:
-        try:
-            message = Message.decode(delivery.body)
-        except MessageError as error:
-            return self._set_aside(delivery, str(error))
+    def _accept(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
+        """Raises MessageError for a message to be set aside, BackendError when the table is away."""
+        message, body = Message.decode(delivery.body), delivery.body
         bag = self._bags.of(message)
         if bag is None:
-            return self._set_aside(delivery, f"there is no bag {message.bag!r} with the uid {message.uid!r}")
-        body = delivery.body
+            raise MessageError(f"there is no bag {message.bag!r} with the uid {message.uid!r}")
+        if message.first + message.count > bag.total:
+            raise MessageError(f"bag {bag.name!r} has {bag.total} tasks, and the message more")
         if not message.has_rows:
             try:
                 message = unfold(message, self._table.block(bag.name, message.block))
             except KeyError:
-                return self._set_aside(delivery, f"bag {bag.name!r} has no block {message.block}")
+                raise MessageError(f"bag {bag.name!r} has no block {message.block}") from None
             body = message.encode()
-        held = Held(delivery, message, bag, lease_s, received_s, body)
+        held = Held(delivery, message, bag, body=body, lease_s=lease_s, asked_s=asked_s)
         wanted_s = min(self._lease_s or bag.spec.lease_s, self._queue.limits.lease_s)
         if wanted_s != lease_s:
             # The first message of a bag comes with another bag's lease: corrected at the next extension.
             self._next_lease_s = held.lease_s = wanted_s
             held.renewed_s = 0.0
-        self._keeper.add([held])
-        if self._fit_to_run(held, message, bag, delivery):
-            self.handed += 1
+        if self._fit_to_run(held, bag):
             self._on_job(Job(held, 0, message.count))
 
-    def _fit_to_run(self, held: Held, message: Message, bag: Bag, delivery: Delivery) -> bool:
+    def _fit_to_run(self, held: Held, bag: Bag) -> bool:
+        message = held.message
+        rest = self._without_row(held) if held.deaths or message.check else None
+        self._keeper.add([held])
         if bag.state is BagState.CANCELLED:
             self._recorder.drop(held)
-            return False
-        if message.not_before is not None and (early_s := message.not_before - time.time()) > 0:
+        elif message.not_before is not None and (early_s := message.not_before - time.time()) > 0:
             self._recorder.release(held, delay_s=min(early_s, self._queue.limits.delay_s))
-            return False
-        lost = message.deaths + delivery.deliveries - 1
-        return not (lost or message.check) or self._careful(held, lost)
+        else:
+            return rest is None or self._careful(held, rest)
+        return False
 
-    def _careful(self, held: Held, lost: int) -> bool:
+    def _without_row(self, held: Held) -> list[int]:
+        """Those of the message's tasks that have no row in the table."""
+        first = held.message.first
+        indexes = range(first, first + held.message.count)
+        return sorted(set(indexes) - self._table.recorded(held.bag.name, indexes))
+
+    def _careful(self, held: Held, rest: list[int]) -> bool:
         """Some of these tasks may have been done, or have killed a worker: run only those without a
         row, one task a message, so that one that kills its worker is found."""
-        message, spec = held.message, held.bag.spec
-        indexes = range(message.first, message.first + message.count)
-        rest = sorted(set(indexes) - self._table.recorded(held.bag.name, indexes))
+        message, lost = held.message, held.deaths
         if not rest:
             self._recorder.drop(held)
-            return False
-        if not lost and len(rest) == message.count:
-            return True
-        if message.count > 1:
-            copies = [
-                msgspec.structs.replace(single(message, held.rows, index), deaths=lost, check=True) for index in rest
-            ]
-            held.unsettled = len(rest)
-            self._recorder.hand_on(held, copies)
-            return False
-        if lost >= spec.max_deliveries:
+        elif message.count == 1 and lost >= held.bag.spec.max_deliveries:
             self._recorder.final(held, [_lost(held, lost, self._worker)])
-            return False
-        return True
+        elif message.count > 1 and (lost or len(rest) < message.count):
+            held.unsettled = len(rest)
+            self._recorder.hand_on(
+                held, [msgspec.structs.replace(held.single(index), check=True) for index in rest]
+            )
+        else:
+            return True
+        return False
 
     def _set_aside(self, delivery: Delivery, reason: str) -> None:
         self._notes.once(f"a message can't be read and is set aside (see `mtask dead`): {reason}")
-        self._recorder.set_aside(
-            delivery, DeadMessage(body=delivery.body, reason=reason, worker=self._worker, at=time.time())
-        )
+        dead = DeadMessage(body=delivery.body, reason=reason, worker=self._worker, at=time.time())
+        self._recorder.set_aside(delivery, dead)
 
 
 def _lost(held: Held, lost: int, worker: str) -> Result:
@@ -180,6 +193,7 @@ def _lost(held: Held, lost: int, worker: str) -> Result:
         held.bag.name,
         held.message.first,
         error,
+        id=held.id_of(0),
         attempt=held.message.attempt + 1,
         worker=worker,
         queued_at=held.message.sent_at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue as stdlib_queue
 import threading
 import time
@@ -10,20 +11,23 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mtask.errors import BackendError
-from mtask.model import DeadMessage, Delivery, Message, Result, State
-from mtask.packing import fit, single
+from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
+from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
+from mtask.packing import fit
 from mtask.queue import Queue, send_all
 from mtask.retry import backoff_s, is_last
 from mtask.table import Table
 from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
+from mtask.worker.service import Service
 
 __all__ = ["Recorder"]
 
 MOST_RESULTS = 20_000
-"""The worker takes no further messages while this many results wait to be written."""
+MOST_BYTES = 64 * 1024 * 1024
+"""The worker takes no further messages while this many results, or bytes of them, wait to be written."""
+LONGEST_PAUSE_S = 10.0
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,81 +42,104 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     release_s: float | None = None
     """Give the whole message back after this delay."""
     dead: tuple[Delivery, DeadMessage] | None = None
+    size_bytes: int = 0
+    """About how much memory the results take."""
 
 
-class Recorder(threading.Thread):
+class Recorder(Service):
     """Takes items from any thread; writes all that have gathered in one go, and keeps what fails."""
 
     def __init__(
         self, queue: Queue, table: Table, keeper: LeaseKeeper, notes: Notes, on_written: Callable[[], None]
     ) -> None:
-        super().__init__(name="mtask-recorder", daemon=True)
+        super().__init__("recorder")
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
         self._on_written = on_written
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
-        self._waiting, self._lock = 0, threading.Lock()
+        self._waiting = self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._give_up_s = math.inf
+        self._hurry = threading.Event()
 
     # -- what the other threads say -----------------------------------------------------------------
 
-    def attempts_ended(self, held: Held, results: list[Result]) -> None:
+    def attempts_ended(self, held: Held, results: list[Result], size_bytes: int = 0) -> None:
         """Each of these attempts ended: the last attempts become rows, the others are tried again."""
-        spec, failed = held.bag.spec, [r for r in results if r.state is not State.DONE]
-        again = [r for r in failed if r.state is State.FAILED and not is_last(spec, r.attempt)]
-        sends = []
+        spec = held.bag.spec
+        again = [r for r in results if r.state is State.FAILED and not is_last(spec, r.attempt)]
+        sends, final = [], results
         if again:
             retried = {result.index for result in again}
-            results_final = [result for result in results if result.index not in retried]
+            final = [result for result in results if result.index not in retried]
             for result in again:
-                message = single(held.message, held.rows, result.index)
-                message = msgspec.structs.replace(message, attempt=result.attempt)
+                message = msgspec.structs.replace(held.single(result.index), attempt=result.attempt)
                 sends.append((round(backoff_s(spec, result.attempt), 1), message))
-        else:
-            results_final = results
-        self._count(len(results))
-        self._items.put(
-            Item(held=held, settles=len(results), results=results_final, attempts=again, sends=sends)
+        self._put(
+            Item(
+                held=held,
+                settles=len(results),
+                results=final,
+                attempts=again,
+                sends=sends,
+                size_bytes=size_bytes,
+            )
         )
 
     def final(self, held: Held, results: list[Result]) -> None:
         """These are the rows of the tasks, whatever the spec says about retries."""
-        self._count(len(results))
-        self._items.put(Item(held=held, settles=len(results), results=results))
+        self._put(Item(held=held, settles=len(results), results=results))
 
     def hand_on(self, held: Held, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         """Send these copies of some of the message's tasks, which are settled by it."""
         settles = sum(message.count for message in messages)
-        self._items.put(Item(held=held, settles=settles, sends=[(delay_s, message) for message in messages]))
+        self._put(Item(held=held, settles=settles, sends=[(delay_s, message) for message in messages]))
 
     def settle(self, held: Held, tasks: int) -> None:
         """So many of the message's tasks need nothing more."""
-        self._items.put(Item(held=held, settles=tasks))
+        self._put(Item(held=held, settles=tasks))
 
     def drop(self, held: Held) -> None:
-        """Nothing is left to do for this message."""
-        self._items.put(Item(held=held, settles=held.unsettled))
+        """Nothing is left to do for this message, of which nothing has begun."""
+        self._put(Item(held=held, settles=held.unsettled))
 
     def release(self, held: Held, *, delay_s: float = 0) -> None:
-        """Give the message back as it is."""
-        self._items.put(Item(held=held, release_s=delay_s))
+        """Give the message back as it is; nothing of it has begun."""
+        limits = self._queue.limits
+        if limits.counts_releases and limits.workers_send:
+            # A release would look like the death of a worker: a copy doesn't.
+            self.hand_on(held, [held.part(0, held.message.count)], delay_s=delay_s)
+        else:
+            self._put(Item(held=held, release_s=delay_s))
 
     def set_aside(self, delivery: Delivery, dead: DeadMessage, held: Held | None = None) -> None:
-        self._items.put(Item(held=held, dead=(delivery, dead)))
+        self._put(Item(held=held, dead=(delivery, dead)))
 
     def stop(self) -> None:
         """Write what there is and end."""
         self._items.put(None)
 
-    def full(self) -> bool:
-        """Are so many results waiting that the worker should take nothing more?"""
-        return self._waiting >= MOST_RESULTS
+    def give_up_at(self, deadline_s: float) -> None:
+        """Try what fails until this time (monotonic clock) only."""
+        self._give_up_s = deadline_s
+        if deadline_s <= time.monotonic():
+            self._hurry.set()
 
-    def _count(self, n: int) -> None:
+    def full(self) -> bool:
+        """Is so much waiting that the worker should take nothing more?"""
+        return self._waiting >= MOST_RESULTS or self._waiting_bytes >= MOST_BYTES
+
+    def _put(self, item: Item) -> None:
+        self._count(item, 1)
+        self._items.put(item)
+
+    def _count(self, item: Item, sign: int) -> None:
         with self._lock:
-            self._waiting += n
+            self._waiting += sign * (len(item.results) + len(item.attempts))
+            self._waiting_bytes += sign * item.size_bytes
 
     # -- the thread ---------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def work(self) -> None:
         stopping = False
         while not stopping:
             batch, results = [], 0
@@ -128,22 +155,51 @@ class Recorder(threading.Thread):
                 item = self._items.get()
             if batch:
                 self._write_patiently(batch)
-                self._count(-sum(len(item.results) + len(item.attempts) for item in batch))
+                for item in batch:
+                    self._count(item, -1)
                 self._on_written()
 
     def _write_patiently(self, batch: list[Item]) -> None:
+        """Until all is written. Raises UnavailableError after `give_up_at`."""
         pause_s = 0.1
-        while True:
-            batch = [item for item in batch if item.held is None or not item.held.lost]
+        while batch := [item for item in batch if item.held is None or not item.held.lost]:
             try:
                 self._write(batch)
-            except BackendError as error:
-                self._notes.trouble("table or queue", error)
-            else:
-                self._notes.well("table or queue")
-                return
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 10.0)
+                break
+            except (UnavailableError, SendError) as problem:
+                error: MtaskError = problem
+            except MtaskError as problem:
+                error = problem
+                if not (batch := self._write_singly(batch)):
+                    break
+            self._notes.trouble("table or queue", error)
+            if time.monotonic() >= self._give_up_s:
+                raise UnavailableError(
+                    f"the last results can't be written, so their tasks will run again: {error}"
+                ) from error
+            # What was sent may have arrived nevertheless.
+            batch = [_checking(item) for item in batch]
+            self._hurry.wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        else:
+            return  # what was left belonged to lost leases
+        self._notes.well("table or queue")
+
+    def _write_singly(self, batch: list[Item]) -> list[Item]:
+        """One of these is refused: find out which, and let the others pass.
+
+        A refused result becomes a failure that says so; returns the items for which that is refused, too.
+        """
+        left = []
+        for item in [single for several in batch for single in _singles(_checking(several))]:
+            try:
+                self._write([item])
+            except MtaskError as error:
+                try:
+                    self._write([_refused(item, error)])
+                except MtaskError:
+                    left.append(item)
+        return left
 
     def _write(self, batch: list[Item]) -> None:
         """Rows first, then messages sent, then messages deleted; together where one database holds both."""
@@ -159,12 +215,11 @@ class Recorder(threading.Thread):
             with self._table.transaction(self._queue):
                 self._write_rows(batch)
                 self._send(batch)
-                self._queue.delete(
-                    [held.delivery for held in over] + [item.dead[0] for item in batch if item.dead]
-                )
+                if ended := [held.delivery for held in over] + [_dead_delivery(i) for i in batch if i.dead]:
+                    self._queue.delete(ended)
                 for held, delay_s in released:
-                    self._queue.release([held.delivery], delay_s=delay_s or 0)
-        except BackendError:
+                    self._queue.release([held.delivery], delay_s=delay_s)
+        except BaseException:
             self._keeper.add(mine)
             raise
         for held, n in settled.items():
@@ -192,3 +247,40 @@ class Recorder(threading.Thread):
         for delay_s, messages in by_delay.items():
             send_all(self._queue, messages, delay_s=delay_s)
 
+
+def _dead_delivery(item: Item) -> Delivery:
+    """With the newest token."""
+    assert item.dead is not None
+    return item.dead[0] if item.held is None else item.held.delivery
+
+
+def _checking(item: Item) -> Item:
+    """The same; but who receives what it sends looks first whether it was done meanwhile."""
+    if not item.sends:
+        return item
+    sends = [(delay_s, msgspec.structs.replace(message, check=True)) for delay_s, message in item.sends]
+    return msgspec.structs.replace(item, sends=sends)
+
+
+def _singles(item: Item) -> list[Item]:
+    """The same in items of one result each, and one of the rest."""
+    if len(item.results) < 2:
+        return [item]
+    rest = msgspec.structs.replace(item, results=(), settles=item.settles - len(item.results))
+    return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in item.results)]
+
+
+def _refused(item: Item, error: MtaskError) -> Item:
+    """The same with a failure in place of its result; with nothing at all when the bag is gone."""
+    if isinstance(error, BagNotFoundError):
+        return msgspec.structs.replace(item, results=(), attempts=(), sends=())
+    failure = Failure(
+        reason=Reason.VALUE, type="refused", message=f"the table refused the result: {error}"[:4096]
+    )
+    results = [
+        msgspec.structs.replace(
+            result, state=State.FAILED, error=failure, value_json=msgspec.Raw(b"null"), stdout="", stderr=""
+        )
+        for result in item.results
+    ]
+    return msgspec.structs.replace(item, results=results, attempts=())

@@ -1,182 +1,56 @@
-"""What the two kinds of slots, for functions and for commands, have in common."""
+"""Where a worker runs one task at a time."""
 
 from __future__ import annotations
 
-import os
-import selectors
-import signal
-import socket
-import time
-from collections import deque
-from collections.abc import Sequence
-from enum import Enum
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
-from mtask.model import Failure, Reason, Result
+from mtask.worker.commands import CommandRunner
+from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
-from mtask.worker.notes import Notes
-from mtask.worker.output import take_tail, trim
+from mtask.worker.runner import Host, Runner
 
-__all__ = ["Cause", "Host", "Runner", "failed_attempt", "why_it_died"]
-
-KILL_AFTER_S = 5.0
-"""Between SIGTERM and SIGKILL, where nothing else is said."""
-HOSTNAME = socket.gethostname()
+__all__ = ["Slot"]
 
 
-class Cause(Enum):
-    """Why a running task is stopped."""
+class Slot:
+    """Runs one task at a time: a function in its child, or a command."""
 
-    TIMEOUT = "timeout"
-    LOST_LEASE = "its lease was lost"
-    CANCELLED = "its bag was cancelled"
-    INTERRUPTED = "the worker is stopping"
+    def __init__(self, host: Host, *, max_tasks_per_child: int | None = None) -> None:
+        self.runner: Runner | None = None
+        self._makers: dict[bool, Callable[[], Runner]] = {
+            True: lambda: FunctionRunner(host, max_tasks_per_child=max_tasks_per_child),
+            False: lambda: CommandRunner(host),
+        }
+        self._runners: dict[bool, Runner] = {}
 
-
-class Host(Protocol):
-    """What a runner asks of its worker."""
-
-    selector: selectors.BaseSelector
-    name: str
-    notes: Notes
-    path: tuple[str, ...]
-
-    def attempts_ended(self, job: Job, results: list[Result]) -> None: ...
-
-    def job_over(self, job: Job, took_s: float) -> None:
-        """The job has run to its end, in so many seconds."""
-        ...
-
-    def left_over(self, jobs: Sequence[Job], cause: Cause | None) -> None:
-        """These were not run: stopped for `cause`, or, with None, never begun."""
-        ...
-
-    def bad_message(self, job: Job, problem: str) -> None:
-        """The rows of the job's message can't be read."""
-        ...
-
-    def broken(self, problem: str) -> None:
-        """This worker can't run anything."""
-        ...
-
-
-class Runner:
-    """Runs jobs of one kind in one slot, one task at a time; lives in the worker's main thread."""
-
-    pid = 0
-    """Of the process group that is running, 0: none."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.jobs: deque[Job] = deque()
-        self._cause: Cause | None = None
-        self._kill_at_s = self._over_s = 0.0
-
-    # -- for the worker -----------------------------------------------------------------------------
-
-    def start(self, job: Job) -> None:
-        """Run this job, after those already here."""
-        raise NotImplementedError
-
-    def cut(self) -> list[Job]:
-        """Keep only the task that is running; returns the rest of its job and the jobs behind it."""
-        raise NotImplementedError
-
-    def running(self) -> tuple[Job, int, float] | None:
-        """(job, offset, seconds since its start) of the task that is running."""
-        raise NotImplementedError
-
-    def outputs(self) -> tuple[int, int]:
-        """Descriptors of what the running task prints to stdout and stderr."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """To be called now and then: ends what has run too long or doesn't obey."""
-        if self._cause is not None:
-            if self.pid and time.monotonic() >= self._kill_at_s:
-                self._signal(signal.SIGKILL)
-            return
-        if (running := self.running()) is None:
-            return
-        job, _, since_s = running
-        timeout_s = job.held.bag.spec.timeout_s
-        if timeout_s is not None and since_s > timeout_s:
-            self.stop_task(Cause.TIMEOUT)
-        elif since_s > 1:
-            for fd in self.outputs():
-                trim(fd)
-
-    def stop_task(self, cause: Cause, *, grace_s: float = KILL_AFTER_S) -> None:
-        """SIGTERM to the running task's process group; SIGKILL after `grace_s`."""
-        if self._cause is None:
-            self._cause, self._kill_at_s = cause, time.monotonic() + grace_s
-            self._signal(signal.SIGTERM)
-        self._kill_at_s = min(self._kill_at_s, time.monotonic() + grace_s)
+    @property
+    def jobs(self) -> Sequence[Job]:
+        return self.runner.jobs if self.runner is not None else ()
 
     @property
     def retiring(self) -> bool:
-        """It is about to replace its process: give it nothing more until then."""
-        return False
+        return self.runner is not None and self.runner.retiring
+
+    def start(self, job: Job) -> None:
+        kind = _is_function(job)
+        if kind not in self._runners:
+            self._runners[kind] = self._makers[kind]()
+        self.runner = self._runners[kind]
+        self.runner.start(job)
+
+    def takes_behind(self, job: Job) -> bool:
+        """Can this job wait behind those that run now?"""
+        front = self.jobs[0] if self.jobs else None
+        return front is not None and _is_function(front) and _is_function(job) and not self.retiring
+
+    def retire(self) -> None:
+        for runner in self._runners.values():
+            runner.retire()
 
     def close(self) -> None:
-        """End the processes and give back what the slot holds."""
-        raise NotImplementedError
-
-    # -- for the two kinds --------------------------------------------------------------------------
-
-    def _signal(self, number: int) -> None:
-        if self.pid:
-            try:
-                os.killpg(self.pid, number)
-                if number == signal.SIGTERM:
-                    os.killpg(self.pid, signal.SIGCONT)
-            except ProcessLookupError:
-                pass
-
-    def _over(self, job: Job) -> None:
-        """Tell how long the job took, without its wait behind the one before."""
-        now_s = time.monotonic()
-        began_s, self._over_s = max(job.began_s, self._over_s), now_s
-        self.host.job_over(job, now_s - began_s)
-
-    def _failure(self, cause: Cause | None, status: int) -> Failure:
-        if cause is Cause.TIMEOUT:
-            timeout_s = self.jobs[0].held.bag.spec.timeout_s
-            return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {timeout_s:g} s")
-        return why_it_died(status)
+        for runner in self._runners.values():
+            runner.close()
 
 
-def why_it_died(status: int) -> Failure:
-    """From an exit status; -N stands for signal N."""
-    if status >= 0:
-        return Failure(reason=Reason.EXIT, type="exit", message=f"exit status {status}")
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-    return Failure(reason=Reason.SIGNAL, type=name, message=f"killed by {name}{hint}")
-
-
-def failed_attempt(
-    runner: Runner, job: Job, offset: int, error: Failure, wall_s: float, **fields: Any
-) -> Result:
-    """The result of an attempt of which only the supervisor can tell."""
-    message, now = job.held.message, time.time()
-    stdout, stderr = runner.outputs()
-    return Result.failed(
-        message.bag,
-        message.first + offset,
-        error,
-        id=job.held.id_of(offset),
-        stdout=take_tail(stdout),
-        stderr=take_tail(stderr),
-        attempt=message.attempt + 1,
-        worker=runner.host.name,
-        host=HOSTNAME,
-        queued_at=message.sent_at,
-        started_at=round(now - wall_s, 6),
-        finished_at=round(now, 6),
-        wall_s=round(wall_s, 9),
-        **fields,
-    )
+def _is_function(job: Job) -> bool:
+    return job.held.bag.spec.kind == "call"

@@ -11,28 +11,26 @@ import contextlib
 import os
 import secrets
 import selectors
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mtask.errors import BackendError
+from mtask.errors import BackendError, UnavailableError
 from mtask.model import DeadMessage, Result, State
-from mtask.packing import slice_message
 from mtask.queue import Queue
 from mtask.table import Table
 from mtask.worker.bags import Bags
-from mtask.worker.commands import CommandRunner
-from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
-from mtask.worker.slots import HOSTNAME, Cause, Runner
+from mtask.worker.runner import HOSTNAME, Cause, Runner
+from mtask.worker.service import Service
+from mtask.worker.slots import Slot
 
 __all__ = ["Options", "Worker"]
 
@@ -43,6 +41,8 @@ next message, too little to be missed elsewhere."""
 MOST_QUEUED = 32
 STUCK_S = 0.5
 """What waits behind a task that runs longer than this goes to another slot, or another host."""
+LAST_WRITES_S = 5.0
+"""Longer than the grace a stopping worker waits for a table or queue that doesn't answer."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,69 +62,31 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Goes first in the children's sys.path."""
 
 
-class Slot:
-    """Runs one task at a time: a function in its child, or a command."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self.runner: Runner | None = None
-        self._runners: dict[bool, Runner] = {}
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        return self.runner.jobs if self.runner is not None else ()
-
-    def start(self, job: Job) -> None:
-        is_function = _is_function(job)
-        if is_function not in self._runners:
-            options = self._worker.options
-            self._runners[is_function] = (
-                FunctionRunner(self._worker, max_tasks_per_child=options.max_tasks_per_child)
-                if is_function
-                else CommandRunner(self._worker)
-            )
-        self.runner = self._runners[is_function]
-        self.runner.start(job)
-
-    def takes_behind(self, job: Job) -> bool:
-        """Can this job wait behind those that run now?"""
-        front = self.jobs[0] if self.jobs else None
-        return front is not None and _is_function(front) and _is_function(job) and not self.retiring
-
-    @property
-    def retiring(self) -> bool:
-        return self.runner is not None and self.runner.retiring
-
-    def close(self) -> None:
-        for runner in self._runners.values():
-            runner.close()
-
-
-def _is_function(job: Job) -> bool:
-    return job.held.bag.spec.kind == "call"
-
-
 class Worker:
     """Receives, runs and records until it is told to drain; see `run`."""
 
-    def __init__(self, queue: Queue, table: Table, options: Options, *, say: Callable[[str], None] | None = None):
+    def __init__(
+        self, queue: Queue, table: Table, options: Options, *, say: Callable[[str], None] | None = None
+    ):
         self.queue, self.table, self.options = queue, table, options
         self.name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         self.path = options.path
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self.slots = [Slot(self) for _ in range(options.slots)]
+        self.slots = [
+            Slot(self, max_tasks_per_child=options.max_tasks_per_child) for _ in range(options.slots)
+        ]
         self.done = self.failed = 0
-        self.problem: str | None = None
-        """Why it had to stop, if it had to."""
+        self.bags = Bags(table)
         self._ready: deque[Job] = deque()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
-        self.bags = Bags(table)
         self._keeper = LeaseKeeper(queue, lambda held: self._post(lambda: self._lost(held)), self.notes)
-        self._recorder = Recorder(queue, table, self._keeper, self.notes, lambda: self._post(self._on_written))
+        self._recorder = Recorder(
+            queue, table, self._keeper, self.notes, lambda: self._post(self._on_written)
+        )
         self._receiver = Receiver(
             queue,
             table,
@@ -133,14 +95,20 @@ class Worker:
             recorder=self._recorder,
             notes=self.notes,
             on_job=lambda job: self._post(lambda: self._ready.append(job)),
+            on_round=lambda: self._post(self._on_round),
             worker=self.name,
             lease_s=options.lease_s,
         )
         self._pulse = Pulse(self, table)
+        self._rounds = 0
         self._message_s: float | None = None
+        self._over: set[str] = set()
+        """The uids of bags that were cancelled or are gone."""
         self._drain_reason: str | None = None
         self._kill_at_s: float | None = None
         self._written = False
+        self._error: BaseException | None = None
+        """Why it has to stop, if something is wrong."""
 
     # -- from any thread ----------------------------------------------------------------------------
 
@@ -149,8 +117,12 @@ class Worker:
         self._post(lambda: self._drain(reason, grace_s))
 
     def cancelled(self, uids: set[str]) -> None:
-        """These bags are over: stop what runs of them."""
+        """These bags, and no others, are over: stop what runs of them."""
         self._post(lambda: self._cancelled(uids))
+
+    def bags_in_use(self) -> set[str]:
+        """The uids of the bags of all held messages."""
+        return {held.bag.uid for held in self._keeper.held()}
 
     def busy(self) -> tuple[int, int]:
         """(slots that run something, slots)."""
@@ -170,38 +142,43 @@ class Worker:
     def run(self, until: Callable[[], bool] | None = None) -> None:
         """Work until drained; `until` is asked now and then whether that should begin.
 
-        Raises BackendError when it can run nothing at all, with what its child printed.
+        Raises BackendError when it can run nothing at all, with what its child printed, or when its last
+        results can't be written; and any error that nobody foresaw.
         """
         self.selector.register(self._wake_out, selectors.EVENT_READ, self._on_wake)
-        threads: list[threading.Thread] = [self._keeper, self._recorder, self._receiver, self._pulse]
-        for thread in threads:
-            thread.start()
+        services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
+        for service in services:
+            service.on_failure = self._failed
+            service.start()
         try:
             self._loop(until)
+        except BaseException as error:
+            self._error = error
         finally:
             self._stop()
-        if self.problem is not None:
-            raise BackendError(self.problem)
+        if self._error is not None:
+            raise self._error
 
     def _loop(self, until: Callable[[], bool] | None) -> None:
         began_s = idle_since_s = next_tick_s = time.monotonic()
         while True:
             for key, _ in self.selector.select(max(0.0, next_tick_s - time.monotonic())):
                 key.data()
-            while self._inbox:
-                self._inbox.popleft()()
+            self._read_inbox()
             busy = any(slot.jobs for slot in self.slots)
             if self.draining and not (busy or self._ready or self._receiver.is_alive() or self._inbox):
                 return
             self._dispatch()
             now = time.monotonic()
-            if busy or self._ready:
+            if busy or self._ready or self.notes.troubled("queue"):  # which may be full
                 idle_since_s = now
             if now >= next_tick_s or self._written:
                 next_tick_s = now + TICK_S
                 self._tick(now)
-                if not self.draining and until is not None and self._written_or_idle(busy) and until():
-                    self._drain("done", None)
+                if not self.draining and until is not None and self._written_or_idle(busy):
+                    with contextlib.suppress(UnavailableError):
+                        if until():
+                            self._drain("done", None)
             idle_s, limit_s = self.options.idle_exit_s, self.options.max_runtime_s
             if idle_s is not None and now - idle_since_s >= idle_s:
                 self._drain("idle", None)
@@ -216,24 +193,58 @@ class Worker:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_out, 4096)
 
+    def _read_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
     def _on_written(self) -> None:
         self._written = True
+
+    def _on_round(self) -> None:
+        self._rounds += 1
 
     def _stop(self) -> None:
         """Recorder and LeaseKeeper go last, because they keep what the others still finish."""
         self._receiver.stop()
         self._receiver.join()
         for slot in self.slots:
+            slot.retire()
+        for slot in self.slots:
             slot.close()
         self._recorder.stop()
-        self._recorder.join()
+        while self._recorder.is_alive():
+            self._read_inbox()  # a second signal hurries
+            if self._kill_at_s is None:
+                self._kill_at_s = time.monotonic()
+            self._recorder.give_up_at(self._kill_at_s + LAST_WRITES_S)
+            self._recorder.join(TICK_S)
         self._keeper.stop()
         self._keeper.join()
+        self._read_inbox()
+        if self._error is None or isinstance(self._error, UnavailableError):
+            self._release_the_rest()
         self._pulse.stop()
         self._pulse.join()
+        self._read_inbox()
         self.selector.close()
+        wake_in, self._wake_in = self._wake_in, -1
+        os.close(wake_in)
         os.close(self._wake_out)
-        os.close(self._wake_in)
+
+    def _release_the_rest(self) -> None:
+        """What could only be given back as a whole, because this worker can't send the rest of it alone,
+        or whose results can't be written. After any other error the leases run out: that counts."""
+        if rest := [held.delivery for held in self._keeper.held() if not held.lost]:
+            with contextlib.suppress(BackendError):
+                self.queue.release(rest)
+
+    def _failed(self, error: BaseException) -> None:
+        """A service can't go on, and the worker not without it."""
+        self._post(lambda: self._stop_for(error))
+
+    def _stop_for(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._drain(str(error), 0)
 
     # -- giving work to slots -----------------------------------------------------------------------
 
@@ -251,11 +262,8 @@ class Worker:
             if len(slot.jobs) > room or not slot.takes_behind(self._ready[0]):
                 break
             slot.start(self._ready.popleft())
-        if self._recorder.full():
-            self._receiver.want(0)
-            return
-        wanted = sum(max(0, room + 1 - len(slot.jobs)) for slot in self.slots)
-        self._receiver.want(wanted - len(self._ready))
+        wanted = sum(max(0, room + 1 - len(slot.jobs)) for slot in self.slots) - len(self._ready)
+        self._receiver.want(0 if self._recorder.full() else wanted, self._rounds)
 
     def _queue_depth(self) -> int:
         """How many messages may wait behind the one that a slot runs."""
@@ -265,15 +273,19 @@ class Worker:
 
     def _tick(self, now_s: float) -> None:
         for slot in self.slots:
-            if slot.runner is None or not slot.jobs:
+            if slot.runner is None or not slot.runner.pid:
                 continue
             slot.runner.check()
+            if not slot.jobs:
+                continue
             if self._kill_at_s is not None and now_s >= self._kill_at_s:
                 slot.runner.stop_task(Cause.INTERRUPTED, grace_s=2.0)
             elif not self.draining:
                 self._relieve(slot.runner)
         idle = sum(not slot.jobs for slot in self.slots)
         while len(self._ready) > idle and now_s - self._ready[-1].ready_s > STUCK_S:
+            if not (self._ready[-1].whole or self.queue.limits.workers_send):
+                break
             self._give_back(self._ready.pop())
 
     def _relieve(self, runner: Runner) -> None:
@@ -281,15 +293,17 @@ class Worker:
         running = runner.running()
         if running is None:
             return
-        job, _, since_s = running
-        slow = job.held.age_s() > self.options.split_after_s and job.stop - job.got > 1
-        if not slow and not (len(runner.jobs) > 1 and since_s > STUCK_S):
+        held, since_s = running[0].held, running[2]
+        mine = sum(job.left for job in runner.jobs if job.held is held)
+        slow = mine > 1 and held.age_s() > self.options.split_after_s and self.queue.limits.workers_send
+        stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
+        if not (slow or stuck):
             return
         self._message_s = None
         for rest in runner.cut():
-            if rest.held is not job.held:
+            if rest.held is not held:
                 self._ready.append(rest)
-            elif slow and self.queue.limits.workers_send:
+            elif slow:
                 self._split(rest)
             else:
                 runner.start(rest)
@@ -300,42 +314,38 @@ class Worker:
         task_s = held.age_s() / max(1, rest.start)
         size = max(1, int(self.options.split_after_s / 2 / task_s)) if rest.start > 1 else 1
         cuts = range(rest.start, rest.stop, size)
-        self._recorder.hand_on(
-            held, [slice_message(held.message, held.rows, at, min(at + size, rest.stop)) for at in cuts]
-        )
+        self._recorder.hand_on(held, [held.part(at, min(at + size, rest.stop)) for at in cuts])
 
     def _give_back(self, job: Job) -> None:
         """To the queue, for anyone, at no cost to the tasks."""
-        held = job.held
-        if held.lost:
+        if job.held.lost:
             return
-        if job.whole or not self.queue.limits.workers_send:
-            self._recorder.release(held)
-        else:
-            self._recorder.hand_on(held, [slice_message(held.message, held.rows, job.got, job.stop)])
+        if job.whole:
+            self._recorder.release(job.held)
+        elif self.queue.limits.workers_send:
+            self._recorder.hand_on(job.held, [job.held.part(job.got, job.stop)])
+        # else: with the rest of its message, when the worker stops
 
     # -- what the runners say (Host) ----------------------------------------------------------------
 
-    def attempts_ended(self, job: Job, results: list[Result]) -> None:
+    def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
         failed = sum(result.state is not State.DONE for result in results)
         self.failed += failed
         self.done += len(results) - failed
         if not job.held.lost:
-            self._recorder.attempts_ended(job.held, results)
+            self._recorder.attempts_ended(job.held, results, size_bytes)
 
-    def job_over(self, job: Job, took_s: float) -> None:
+    def job_over(self, took_s: float) -> None:
         self._message_s = took_s if self._message_s is None else 0.8 * self._message_s + 0.2 * took_s
 
-    def left_over(self, jobs: Sequence[Job], cause: Cause | None) -> None:
-        for job in jobs:
+    def left_over(self, jobs: Sequence[Job]) -> None:
+        for job in reversed(jobs):
             if job.held.lost:
                 continue
-            if cause is Cause.CANCELLED:
-                self._recorder.settle(job.held, job.stop - job.got)
-            elif cause is None:
-                self._ready.appendleft(job)
+            if job.held.bag.uid in self._over:
+                self._recorder.settle(job.held, job.left)
             else:
-                self._give_back(job)
+                self._ready.appendleft(job)
 
     def bad_message(self, job: Job, problem: str) -> None:
         delivery = job.held.delivery
@@ -344,8 +354,7 @@ class Worker:
         self._recorder.set_aside(delivery, dead, job.held)
 
     def broken(self, problem: str) -> None:
-        self.problem = problem
-        self._drain(problem, 0)
+        self._stop_for(BackendError(problem))
 
     # -- stopping -----------------------------------------------------------------------------------
 
@@ -367,20 +376,18 @@ class Worker:
         self._stop_jobs(lambda job: job.held is held, Cause.LOST_LEASE)
 
     def _cancelled(self, uids: set[str]) -> None:
-        self._stop_jobs(lambda job: job.held.bag.uid in uids, Cause.CANCELLED)
+        self._over = uids
+        if uids:
+            self._stop_jobs(lambda job: job.held.bag.uid in uids, Cause.CANCELLED)
 
     def _stop_jobs(self, chosen: Callable[[Job], bool], cause: Cause) -> None:
-        ready, self._ready = self._ready, deque()
-        for job in ready:
-            if chosen(job):
-                self.left_over([job], cause)
-            else:
-                self._ready.append(job)
+        """`left_over` knows what is to become of those chosen."""
+        ready = list(self._ready)
+        self._ready.clear()
+        self.left_over(ready)
         for slot in self.slots:
             runner = slot.runner
-            if runner is None or not any(chosen(job) for job in runner.jobs):
-                continue
-            for rest in runner.cut():
-                self.left_over([rest], cause if chosen(rest) else None)
-            if runner.jobs and chosen(runner.jobs[-1]):
-                runner.stop_task(cause)
+            if runner is not None and any(chosen(job) for job in runner.jobs):
+                self.left_over(runner.cut())
+                if runner.jobs and chosen(runner.jobs[-1]):
+                    runner.stop_task(cause)

@@ -93,12 +93,15 @@ class Cell:
             if task == words[self.TASK]:
                 return task >> 32, task & 0xFFFFFFFF, started_ns
 
-    def unsent(self) -> tuple[int, bytes] | None:
-        """(offset of the first, JSON items joined by commas) of results in the buffer, if it holds still."""
+    def unsent(self) -> tuple[int, int, bytes] | None:
+        """(job, offset of the first, JSON array) of results in the buffer, if it holds still."""
         words = self.words
-        portion, filled, first = words[self.PORTION], words[self.FILLED], words[self.FIRST]
-        data = bytes(self.buffer[:filled])
-        return (first, data) if filled and portion == words[self.PORTION] else None
+        job, portion = words[self.TASK] >> 32, words[self.PORTION]
+        filled, first = words[self.FILLED], words[self.FIRST]
+        items = bytes(self.buffer[: max(0, filled - 1)])
+        if not filled or portion != words[self.PORTION] or job != words[self.TASK] >> 32:
+            return None
+        return job, first, b"[" + items + b"]"
 
     def close(self) -> None:
         self.words.release()

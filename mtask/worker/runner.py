@@ -1,0 +1,194 @@
+"""What the two kinds of slots, for functions and for commands, have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+from mtask.model import Failure, Reason, Result
+from mtask.worker.held import Job
+from mtask.worker.notes import Notes
+from mtask.worker.output import take_tail, trim
+
+__all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "timed_out", "why_it_died"]
+
+KILL_AFTER_S = 5.0
+"""Between SIGTERM and SIGKILL, where nothing else is said."""
+HOSTNAME = socket.gethostname()
+
+
+class Cause(Enum):
+    """Why a running task, or an idle child, is stopped. A timeout only is the task's own failure."""
+
+    TIMEOUT = "timeout"
+    LOST_LEASE = "its lease was lost"
+    CANCELLED = "its bag was cancelled"
+    INTERRUPTED = "the worker is stopping"
+    RETIRED = "the child has run enough tasks"
+
+
+class Host(Protocol):
+    """What a runner asks of its worker."""
+
+    selector: selectors.BaseSelector
+    name: str
+    notes: Notes
+    path: tuple[str, ...]
+
+    def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
+        """These attempts have ended, done or failed; the results take about so much memory."""
+        ...
+
+    def job_over(self, took_s: float) -> None:
+        """A job has run to its end, in so many seconds."""
+        ...
+
+    def left_over(self, jobs: Sequence[Job]) -> None:
+        """These were not run, or were stopped and not tried."""
+        ...
+
+    def bad_message(self, job: Job, problem: str) -> None:
+        """The rows of the job's message can't be read."""
+        ...
+
+    def broken(self, problem: str) -> None:
+        """This worker can't run anything."""
+        ...
+
+
+class Runner:
+    """Runs jobs of one kind in one slot, one task at a time; lives in the worker's main thread."""
+
+    pid = 0
+    """Of the process, and process group, that is there; 0: none."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.jobs: deque[Job] = deque()
+        self._cause: Cause | None = None
+        self._meant: tuple[Job, int] | None = None
+        """The task that `_cause` is about: by the time the process dies, another one may run in it."""
+        self._kill_at_s = self._over_s = 0.0
+
+    # -- for the worker -----------------------------------------------------------------------------
+
+    def start(self, job: Job) -> None:
+        """Run this job, after those already here."""
+        raise NotImplementedError
+
+    def cut(self) -> list[Job]:
+        """Keep only the task that is running; returns the rest of its job and the jobs behind it."""
+        raise NotImplementedError
+
+    def running(self) -> tuple[Job, int, float] | None:
+        """(job, offset, seconds since its start) of the task that is running."""
+        raise NotImplementedError
+
+    def outputs(self) -> tuple[int, int]:
+        """Descriptors of what the running task prints to stdout and stderr."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """To be called now and then: ends what has run too long or doesn't obey."""
+        if self._cause is not None and time.monotonic() >= self._kill_at_s:
+            self._signal(signal.SIGKILL)
+        if (running := self.running()) is None:
+            return
+        job, offset, since_s = running
+        timeout_s = job.held.bag.spec.timeout_s
+        if self._cause is None and timeout_s is not None and since_s > timeout_s:
+            self.stop_task(Cause.TIMEOUT)
+            self._meant = job, offset
+        if since_s > 1:
+            for fd in self.outputs():
+                trim(fd)
+
+    def stop_task(self, cause: Cause, *, grace_s: float = KILL_AFTER_S) -> None:
+        """SIGTERM to the running task's process group; SIGKILL after `grace_s`."""
+        if self._cause is None:
+            running = self.running()
+            self._meant = running[:2] if running is not None else None
+            self._cause, self._kill_at_s = cause, time.monotonic() + grace_s
+            self._signal(signal.SIGTERM)
+        self._kill_at_s = min(self._kill_at_s, time.monotonic() + grace_s)
+
+    @property
+    def retiring(self) -> bool:
+        """Its process is about to go: give it nothing more until it has gone."""
+        return self._cause is not None
+
+    def retire(self) -> None:
+        """End a process that has nothing to do; it goes in its own time."""
+
+    def close(self) -> None:
+        """End the processes at once, and free what the slot holds."""
+        raise NotImplementedError
+
+    # -- for the two kinds --------------------------------------------------------------------------
+
+    def _signal(self, number: int) -> None:
+        """To the process group. The process itself must not have been waited for."""
+        if not self.pid:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:  # it has left its group
+                os.kill(self.pid, number)
+            if number == signal.SIGTERM:
+                os.killpg(self.pid, signal.SIGCONT)
+
+    def _over(self, job: Job) -> None:
+        """Tell how long the job took, without its wait behind the one before."""
+        now_s = time.monotonic()
+        began_s, self._over_s = max(job.began_s, self._over_s), now_s
+        self.host.job_over(now_s - began_s)
+
+
+def timed_out(job: Job) -> Failure:
+    timeout_s = job.held.bag.spec.timeout_s
+    return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {timeout_s:g} s")
+
+
+def why_it_died(status: int) -> Failure:
+    """From an exit status; -N stands for signal N."""
+    if status >= 0:
+        return Failure(reason=Reason.EXIT, type="exit", message=f"exit status {status}")
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+    return Failure(reason=Reason.SIGNAL, type=name, message=f"killed by {name}{hint}")
+
+
+def failed_attempt(
+    runner: Runner, job: Job, offset: int, error: Failure, wall_s: float, **fields: Any
+) -> Result:
+    """The result of an attempt of which only the supervisor can tell."""
+    message, now = job.held.message, time.time()
+    stdout, stderr = runner.outputs()
+    return Result.failed(
+        message.bag,
+        message.first + offset,
+        error,
+        id=job.held.id_of(offset),
+        stdout=take_tail(stdout),
+        stderr=take_tail(stderr),
+        attempt=message.attempt + 1,
+        worker=runner.host.name,
+        host=HOSTNAME,
+        queued_at=message.sent_at,
+        started_at=round(now - wall_s, 6),
+        finished_at=round(now, 6),
+        wall_s=round(wall_s, 9),
+        **fields,
+    )

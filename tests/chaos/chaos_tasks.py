@@ -1,0 +1,37 @@
+"""What the workers run: each task leaves a line in a log when it begins, so that a test can count."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def _begin(x: int, log: str) -> None:
+    """One line, in one write: the task, its process, its worker."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{x} {os.getpid()} {os.getppid()}\n".encode())
+    os.close(fd)
+
+
+def work(x: int, log: str, seconds: float = 0.0) -> int:
+    _begin(x, log)
+    time.sleep(seconds)
+    return x
+
+
+def wait(x: int, log: str, gate: str) -> int:
+    """Until the file `gate` is there."""
+    _begin(x, log)
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return x
+
+
+def kill_the_worker(x: int, log: str, poison: int) -> int:
+    _begin(x, log)
+    if x == poison:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return x

@@ -1,0 +1,39 @@
+"""What runs while processes are killed: each attempt leaves its task's number in a log."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+FOLDER = Path(os.environ["CRASH_FOLDER"])
+
+
+def plain(x: int) -> int:
+    fd = os.open(FOLDER / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{x}\n".encode())
+    os.close(fd)
+    return x
+
+
+def slow(x: int) -> int:
+    time.sleep(0.06)
+    return plain(x)
+
+
+def sick(x: int) -> int:
+    """Fails until somebody has mended it."""
+    plain(x)
+    if not (FOLDER / "mended").exists():
+        raise ValueError("sick")
+    return x
+
+
+def moody(x: int) -> int:
+    """1 fails at its first attempt, 4 always."""
+    plain(x)
+    first = FOLDER / f"failed-{x}"
+    if x == 4 or (x == 1 and not first.exists()):
+        first.touch()
+        raise ValueError("moody")
+    return x

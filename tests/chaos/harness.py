@@ -1,0 +1,134 @@
+"""A place with real workers that can be killed, and what can be seen of it from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtask.manager import BagHandle, connect
+from mtask.model import Result
+
+TASKS = Path(__file__).with_name("chaos_tasks.py")
+
+
+def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 20) -> float:
+    """Poll until it is true; returns the seconds that took."""
+    began_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began_s < timeout_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - began_s
+
+
+def exists(pid: int) -> bool:
+    """Is there such a process (a zombie is none)?"""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+class WorkerProcess:
+    """`mtask worker` on its own."""
+
+    def __init__(self, site: Site, options: Iterable[str]) -> None:
+        self._said = site.folder / f"worker{len(site.workers)}.txt"
+        with open(self._said, "wb") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mtask", "worker", *options], cwd=site.folder, env=site.env, stderr=said
+            )
+        self.pid = self.process.pid
+
+    def kill(self) -> None:
+        """As the out-of-memory killer does, or a host that vanishes."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def exit_code(self, *, timeout_s: float = 20) -> int:
+        """Of a worker that ends."""
+        return self.process.wait(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+
+class Begin(NamedTuple):
+    """A line of the log: a task began."""
+
+    task: int
+    child: int
+    worker: int
+
+
+class Site:
+    """A folder with a queue and a table, the workers there, and the log that their tasks write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self.gate = folder / "gate"
+        url = f"sqlite:///{folder}/mtask.db"
+        self.env = os.environ | {"MTASK_QUEUE": url, "MTASK_TABLE": url}
+        self.manager = connect(url, url)
+        self.workers: list[WorkerProcess] = []
+
+    def submit(self, function: str, count: int, *, bag: str = "bag", lease_s: float = 3.0, **options: Any) -> BagHandle:
+        """`count` tasks, numbered from 0; what isn't an option of `submit` is a parameter of each."""
+        known = {"per_message", "retries", "max_deliveries", "timeout_s"}
+        settings = {key: value for key, value in options.items() if key in known}
+        shared = {key: value for key, value in options.items() if key not in known}
+        rows = [{"x": x, "log": str(self.log), **shared} for x in range(count)]
+        return self.manager.submit(rows, call=f"{TASKS}:{function}", bag=bag, lease_s=lease_s, **settings)
+
+    def start_worker(self, *options: str) -> WorkerProcess:
+        worker = WorkerProcess(self, options)
+        self.workers.append(worker)
+        return worker
+
+    def begins(self) -> list[Begin]:
+        """All tasks that began, in order."""
+        text = self.log.read_text() if self.log.exists() else ""
+        return [Begin(*map(int, line.split())) for line in text.splitlines()]
+
+    def begun(self, worker: WorkerProcess) -> set[int]:
+        """The tasks that this worker began."""
+        return {begin.task for begin in self.begins() if begin.worker == worker.pid}
+
+    def open_gate(self) -> None:
+        self.gate.touch()
+
+    def close(self) -> None:
+        self.open_gate()
+        for worker in self.workers:
+            if worker.alive:
+                worker.go_on()
+                worker.kill()
+        self.manager.close()
+
+
+def check(bag: BagHandle) -> list[Result]:
+    """What must hold at the end, whatever happened: each task has exactly one row."""
+    results = list(bag.results())
+    counts = bag.counts()
+    assert [result.index for result in results] == list(range(counts.total))
+    assert (counts.ended, counts.left) == (counts.total, 0)
+    return results

@@ -1,0 +1,465 @@
+"""The receiver: what it hands on, what it looks up first, what it sets aside."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mtask.manager import connect
+from mtask.model import NO_ROWS, BagState, Delivery, Message, Reason, Result, State
+from mtask.worker.bags import Bags
+from mtask.worker.held import Job
+from mtask.worker.leases import LeaseKeeper
+from mtask.worker.notes import Notes
+from mtask.worker.receiver import Receiver
+from mtask.worker.recorder import Recorder
+
+from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
+
+
+class Bench:
+    """A receiver with what it works with, on a real queue and table behind wrappers."""
+
+    def __init__(self, place: Place, *, lease_s: float | None = None) -> None:
+        self.place = place
+        self.queue, self.table = Wrapper(place.queue), Wrapper(place.table)
+        self.said: list[str] = []
+        self.jobs: list[Job] = []
+        self.rounds = 0
+        notes = Notes(self.said.append)
+        self.keeper = LeaseKeeper(self.queue, lambda held: None, notes)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda: None)  # type: ignore[arg-type]
+        self.bags = Bags(self.table)  # type: ignore[arg-type]
+        self.receiver = Receiver(
+            self.queue,  # type: ignore[arg-type]
+            self.table,  # type: ignore[arg-type]
+            bags=self.bags,
+            keeper=self.keeper,
+            recorder=self.recorder,
+            notes=notes,
+            on_job=self.jobs.append,
+            on_round=self.on_round,
+            worker="me",
+            lease_s=lease_s,
+        )
+        self.errors: list[BaseException] = []
+        self.services = [self.keeper, self.recorder, self.receiver]
+        for service in self.services:
+            service.on_failure = self.errors.append
+
+    def on_round(self) -> None:
+        self.rounds += 1
+
+    def start(self) -> None:
+        for service in self.services:
+            service.start()
+
+    def receive(self, messages: int = 1, *, rounds: int = 1) -> None:
+        """Ask for so many messages, until so many requests have brought some."""
+        end = self.rounds + rounds
+        self.receiver.want(messages, self.rounds)
+        wait_until(lambda: self.errors or self.rounds >= end, what="a message")
+        assert not self.errors
+
+    def finish(self) -> None:
+        self.receiver.stop()
+        self.receiver.join(20)
+        self.recorder.stop()
+        self.recorder.join(20)
+        self.keeper.stop()
+        self.keeper.join(20)
+        assert not any(service.is_alive() for service in self.services)
+
+    def send(self, **changes: Any) -> Message:
+        """The message of the bag's only block, changed."""
+        bag, block = self.place.table.bag("bag"), self.place.table.block("bag", 0)
+        message = msgspec.structs.replace(Message.of(bag, block), **changes)
+        self.place.queue.send([message])
+        return message
+
+    def die_with_it(self, times: int = 1) -> None:
+        """As a worker does that receives a message and is killed."""
+        for _ in range(times):
+            (_,) = self.place.queue.receive(max_messages=1, lease_s=0.01, wait_s=1)
+            time.sleep(0.02)
+
+    def messages(self) -> list[Message]:
+        found = []
+        while deliveries := self.place.queue.receive(max_messages=100, lease_s=5, wait_s=0):
+            found += [Message.decode(delivery.body) for delivery in deliveries]
+        return sorted(found, key=lambda message: message.first)
+
+    def rows(self) -> dict[int, Result]:
+        return {result.index: result for result in self.place.table.results("bag")}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with connect(f"sqlite:///{tmp_path}/queue.db", f"sqlite:///{tmp_path}/table.db") as manager:
+        yield Place(manager)
+
+
+@pytest.fixture
+def bench(place: Place) -> Iterator[Bench]:
+    bench = Bench(place)
+    yield bench
+    if bench.receiver.is_alive():
+        bench.queue.faults.clear()
+        bench.table.faults.clear()
+        bench.finish()
+
+
+# -- what is handed on ------------------------------------------------------------------------------
+
+
+def test_a_message_becomes_a_job_whose_lease_is_kept(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1], [2]])
+    bench.send()
+    bench.start()
+    bench.receive()
+    (job,) = bench.jobs
+    assert (job.start, job.stop, job.whole) == (0, 3, True)
+    assert bench.keeper.held() == [job.held]
+    assert "recorded" not in dict(bench.table.calls), "on the fast path nothing is looked up"
+
+
+def test_no_more_is_received_than_was_asked_for(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    for _ in range(5):
+        bench.send()
+    bench.start()
+    bench.receive(2)
+    assert len(bench.jobs) == 2
+    # An answer from before those two arrived is void: they are what was wanted.
+    bench.receiver.want(2, 0)
+    time.sleep(0.2)
+    assert len(bench.jobs) == 2
+    bench.receive(3)
+    assert len(bench.jobs) == 5
+
+
+def test_rows_that_were_too_big_are_read_from_the_block(bench: Bench) -> None:
+    bench.place.put_bag([["a"], ["b"], ["c"]])
+    bench.send(first=1, count=2, rows=NO_ROWS)
+    bench.start()
+    bench.receive()
+    assert msgspec.json.decode(Message.decode(bench.jobs[0].held.body).rows) == [["b"], ["c"]]
+
+
+@pytest.mark.parametrize(("bag_s", "worker_s", "wanted_s"), [(3.0, None, 3.0), (3.0, 7.0, 7.0), (600.0, None, 600.0)])
+def test_the_lease_is_the_bags_or_the_workers(
+    place: Place, bag_s: float, worker_s: float | None, wanted_s: float
+) -> None:
+    bench = Bench(place, lease_s=worker_s)
+    place.put_bag([[0]], lease_s=bag_s)
+    bench.send()
+    bench.send()
+    bench.start()
+    bench.receive()
+    held = bench.jobs[0].held
+    wait_until(lambda: abs(held.expires_s - time.monotonic() - wanted_s) < 1, what="the right lease")
+    bench.receive()
+    assert bench.jobs[1].held.lease_s == wanted_s
+    bench.finish()
+
+
+def test_a_queue_whose_longest_lease_is_shorter_decides(bench: Bench) -> None:
+    bench.place.put_bag([[0]], lease_s=600.0)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, lease_s=5.0)
+    bench.send()
+    bench.start()
+    bench.receive()
+    assert bench.jobs[0].held.lease_s == 5
+
+
+def test_the_wait_for_a_message_is_short_beside_its_lease(place: Place) -> None:
+    """A lease may begin with the request: a long wait would use it up."""
+    bench = Bench(place, lease_s=4)
+    bench.queue.limits = msgspec.structs.replace(place.queue.limits, wait_s=20.0)
+    waits: list[float] = []
+
+    def receive(method: Any, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
+        waits.append(wait_s)
+        return method(max_messages=max_messages, lease_s=lease_s, wait_s=0.05)  # type: ignore[no-any-return]
+
+    bench.queue.faults["receive"] = receive
+    bench.start()
+    bench.receiver.want(1, 0)
+    wait_until(lambda: waits)
+    assert waits[0] == 1
+    bench.finish()
+
+
+# -- what is not run --------------------------------------------------------------------------------
+
+
+def test_a_message_before_its_time_is_given_back_until_then(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send(not_before=time.time() + 0.4)
+    bench.start()
+    bench.receive()
+    assert not bench.jobs
+    wait_until(lambda: bench.place.queue.depth().delayed == 1)
+    bench.receive()
+    assert bench.jobs[0].held.message.not_before <= time.time()  # type: ignore[operator]
+    assert bench.jobs[0].held.deaths == 0
+
+
+def test_waiting_for_its_time_is_no_death_where_releases_are_counted(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    limits = msgspec.structs.replace(bench.place.queue.limits, counts_releases=True, delay_s=0.1)
+    bench.queue.limits = limits
+    bench.send(not_before=time.time() + 0.5)
+    bench.start()
+    while not bench.jobs:
+        bench.receive()
+    assert len(bench.queue.called("send")) >= 3
+    assert bench.jobs[0].held.deaths == 0
+
+
+def test_messages_of_a_cancelled_bag_are_dropped(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.place.table.update_bag("bag", state=BagState.CANCELLED)
+    bench.send()
+    bench.start()
+    bench.receive()
+    wait_until(lambda: bench.place.queue.depth() == (0, 0, 0))
+    assert not bench.jobs
+
+
+# -- the careful path -------------------------------------------------------------------------------
+
+
+def test_of_a_redelivered_message_what_has_no_row_goes_on_one_task_a_message(bench: Bench) -> None:
+    bench.place.put_bag([[x] for x in range(5)])
+    bench.place.table.record([Result.done("bag", 1), Result.done("bag", 3)])
+    bench.send()
+    bench.die_with_it()
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.jobs
+    messages = bench.messages()
+    assert [(m.first, m.count, m.deaths, m.check) for m in messages] == [(at, 1, 1, True) for at in (0, 2, 4)]
+    assert bench.place.queue.depth().leased == 3, "the message itself is deleted"
+
+
+def test_a_redelivered_task_runs_again_until_too_many_workers_died_with_it(bench: Bench) -> None:
+    bench.place.put_bag([["x"]], columns=("id",), max_deliveries=3)
+    bench.send(deaths=1, columns=("id",))
+    bench.die_with_it()
+    bench.start()
+    bench.receive()
+    (job,) = bench.jobs
+    assert job.held.deaths == 2
+    bench.finish()
+
+    again = Bench(bench.place)
+    again.send(deaths=2, columns=("id",))
+    (_,) = again.place.queue.receive(max_messages=1, lease_s=0.01, wait_s=1)
+    time.sleep(0.02)
+    again.start()
+    again.receive()
+    again.finish()
+    assert not again.jobs
+    result = again.rows()[0]
+    assert result.error is not None
+    assert (result.state, result.error.reason, result.id) == (State.FAILED, Reason.LOST, "x")
+    assert result.error.message == "3 workers died with this task (max_deliveries)"
+
+
+def test_a_redelivered_task_with_a_row_is_not_run_again(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.place.table.record([Result.done("bag", 0)])
+    bench.send()
+    bench.die_with_it()
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.jobs
+    assert bench.place.queue.depth() == (0, 0, 0)
+
+
+def test_a_message_to_be_checked_runs_as_it_is_when_nothing_of_it_was_done(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1]])
+    bench.send(check=True)
+    bench.start()
+    bench.receive()
+    assert [(job.start, job.stop) for job in bench.jobs] == [(0, 2)]
+
+
+def test_a_message_to_be_checked_is_taken_apart_when_some_of_it_was_done(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1], [2]])
+    bench.place.table.record([Result.done("bag", 1)])
+    bench.send(check=True)
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert [(m.first, m.count, m.deaths) for m in bench.messages()] == [(0, 1, 0), (2, 1, 0)]
+
+
+def test_a_worker_that_gave_a_message_back_did_not_die(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1]])
+    bench.send()
+    for _ in range(20):
+        bench.place.queue.release(bench.place.queue.receive(max_messages=1, lease_s=9, wait_s=1))
+    bench.start()
+    bench.receive()
+    assert bench.jobs[0].held.deaths == 0
+
+
+# -- what can't be read -----------------------------------------------------------------------------
+
+GOOD = {"v": 1, "bag": "bag", "uid": "uid", "block": 0, "first": 0, "count": 2, "columns": ["x"], "rows": [[1], [2]]}
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps(GOOD | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not a message"),
+        (b"\xff\x00", "not a message"),
+        (b"[" * 1_000_000, "not a message"),
+        (changed(v=2), "upgrade"),
+        (changed(count=0), "not a message"),
+        (changed(bag="other"), "no bag 'other'"),
+        (changed(uid="another"), "no bag 'bag' with the uid"),
+        (changed(rows={"a": 1}), "rows"),
+        (changed(rows="text"), "rows"),
+        (changed(rows=[[1]]), "1 rows and a count of 2"),
+        (changed(rows=[[1], [2], [3]]), "3 rows and a count of 2"),
+        (changed(rows=[]), "0 rows"),
+        (changed(first=1), "has 2 tasks, and the message more"),
+        (changed(count=10**15), "has 2 tasks, and the message more"),
+        (changed(first=2**62), "has 2 tasks, and the message more"),
+        (changed(block=7, rows=None), "no block 7"),
+    ],
+)
+@pytest.mark.parametrize("careful", [False, True])
+def test_what_cant_be_read_is_set_aside_once_with_its_body(
+    bench: Bench, body: bytes, reason: str, careful: bool
+) -> None:
+    bag = bench.place.put_bag([[1], [2]])
+    body = body.replace(b'"uid"', f'"{bag.uid}"'.encode()).replace(f'"{bag.uid}":'.encode(), b'"uid":')
+    bench.queue.faults["receive"] = planting(body, deliveries=2 if careful else 1)
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.jobs
+    (dead,) = bench.place.table.dead()
+    assert (dead.body, dead.worker) == (body, "me")
+    assert reason in dead.reason
+    assert len(bench.said) == 1
+    assert "mtask dead" in bench.said[0]
+    assert bench.place.queue.depth() == (0, 0, 0)
+
+
+def planting(body: bytes, *, deliveries: int) -> Any:
+    """The next message is received with another body."""
+    planted = []
+
+    def receive(method: Any, **arguments: Any) -> list[Delivery]:
+        if not planted:
+            planted.append(body)
+            return [Delivery(body=body, token=(0, 0), deliveries=deliveries)]
+        return []
+
+    return receive
+
+
+# -- outages ----------------------------------------------------------------------------------------
+
+
+def test_while_the_table_is_away_a_message_waits_for_it(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send()
+    bench.table.faults["bag"] = failing(2)
+    bench.start()
+    bench.receive()
+    assert len(bench.jobs) == 1
+    assert [text.split()[2] for text in bench.said] == ["doesn't", "answers"]
+
+
+def test_while_the_table_is_away_a_careful_look_waits_and_the_message_is_held_once(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send(check=True)
+    bench.table.faults["recorded"] = failing(2)
+    bench.start()
+    bench.receive()
+    assert [job.held for job in bench.jobs] == bench.keeper.held()
+
+
+def test_who_stops_meanwhile_gives_the_message_back(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send()
+    bench.table.faults["bag"] = unavailable
+    bench.start()
+    bench.receiver.want(1, 0)
+    wait_until(lambda: bench.said)
+    bench.finish()
+    assert bench.place.queue.depth() == (1, 0, 0)
+
+
+def test_a_queue_that_is_away_is_asked_again_and_a_stop_doesnt_wait_for_it(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send()
+    bench.queue.faults["receive"] = failing(2)
+    bench.start()
+    bench.receive()
+    assert len(bench.jobs) == 1
+    bench.queue.faults["receive"] = failing(10**6)
+    bench.receiver.want(1, 1)
+    time.sleep(1.2)  # by now it pauses for longer
+    began_s = time.monotonic()
+    bench.finish()
+    assert time.monotonic() - began_s < 0.5
+    assert sum("doesn't answer" in text for text in bench.said) == 2
+
+
+def test_an_error_that_nobody_foresaw_is_told(bench: Bench) -> None:
+    bench.queue.faults["receive"] = failing(math.inf, ZeroDivisionError("a bug"))  # type: ignore[arg-type]
+    bench.start()
+    bench.receiver.want(1, 0)
+    wait_until(lambda: bench.errors)
+    bench.receiver.join(5)
+    assert not bench.receiver.is_alive()
+
+
+# -- bags -------------------------------------------------------------------------------------------
+
+
+def test_a_bag_is_read_once_and_again_when_it_has_grown(bench: Bench) -> None:
+    bag = bench.place.put_bag([[0]])
+    one = Message.of(bag, bench.place.block([[0]]))
+    two = msgspec.structs.replace(one, first=1)
+    for _ in range(3):
+        assert bench.bags.of(one) == bag
+    assert len(bench.table.called("bag")) == 1
+    bench.place.table.update_bag("bag", total=2)
+    found = bench.bags.of(two)
+    assert found is not None
+    assert found.total == 2
+
+
+def test_a_bag_in_use_is_asked_after_however_long_its_task_runs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = bench.place.put_bag([[0]])
+    bench.bags.of(Message.of(bag, bench.place.block([[0]])))
+    monkeypatch.setattr("mtask.worker.bags.KEEP_S", -1)
+    assert bench.bags.refresh({bag.uid}) == set()
+    bench.place.table.update_bag("bag", state=BagState.CANCELLED)
+    assert bench.bags.refresh({bag.uid}) == {bag.uid}
+    assert bench.bags.refresh({bag.uid}) == {bag.uid}
+    assert bench.bags.refresh(set()) == {bag.uid}
+    assert bench.bags.refresh(set()) == set(), "nobody uses it any more"

@@ -1,0 +1,375 @@
+"""The recorder, whose queue and table fail: nothing is lost, and nothing acknowledged that isn't stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mtask.errors import BackendError, UnavailableError
+from mtask.manager import connect
+from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
+from mtask.worker.held import Held
+from mtask.worker.leases import LeaseKeeper
+from mtask.worker.notes import Notes
+from mtask.worker.recorder import MOST_RESULTS, Recorder
+
+from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
+
+RAISED = Failure(reason=Reason.RAISED, type="ValueError", message="no")
+
+
+class Bench:
+    """A recorder on a real queue and table, apart from each other as in a cloud, behind wrappers."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.queue, self.table = Wrapper(place.queue), Wrapper(place.table)
+        self.said: list[str] = []
+        self.lost: list[Held] = []
+        notes = Notes(self.said.append)
+        self.keeper = LeaseKeeper(self.queue, self.lost.append, notes)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda: None)  # type: ignore[arg-type]
+        self.errors: list[BaseException] = []
+        self.recorder.on_failure = self.errors.append
+
+    def start(self) -> None:
+        self.keeper.start()
+        self.recorder.start()
+
+    def finish(self) -> None:
+        self.recorder.stop()
+        self.recorder.join(20)
+        assert not self.recorder.is_alive()
+        self.keeper.stop()
+        self.keeper.join(20)
+
+    def receive(self, bag: Bag, *, lease_s: float = 60) -> Held:
+        asked_s = time.monotonic()
+        (delivery,) = self.place.queue.receive(max_messages=1, lease_s=lease_s, wait_s=1)
+        message = Message.decode(delivery.body)
+        held = Held(delivery, message, bag, body=delivery.body, lease_s=lease_s, asked_s=asked_s)
+        self.keeper.add([held])
+        return held
+
+    def states(self) -> dict[int, State]:
+        return {result.index: result.state for result in self.place.table.results("bag")}
+
+    def messages(self) -> list[Message]:
+        """What anybody could receive now."""
+        deliveries = self.place.queue.receive(max_messages=100, lease_s=1, wait_s=0)
+        return [Message.decode(delivery.body) for delivery in deliveries]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with connect(f"sqlite:///{tmp_path}/queue.db", f"sqlite:///{tmp_path}/table.db") as manager:
+        yield Place(manager)
+
+
+@pytest.fixture
+def bench(place: Place) -> Iterator[Bench]:
+    bench = Bench(place)
+    yield bench
+    if bench.recorder.is_alive():
+        bench.queue.faults.clear()
+        bench.table.faults.clear()
+        bench.finish()
+
+
+def done(*indexes: int) -> list[Result]:
+    return [Result.done("bag", index, value=index) for index in indexes]
+
+
+def failed(index: int, attempt: int = 1) -> Result:
+    return Result.failed("bag", index, RAISED, attempt=attempt)
+
+
+def submitted(bench: Bench, count: int = 4, **spec: Any) -> tuple[Bag, Held]:
+    bag = bench.place.put_bag([[x] for x in range(count)], **spec)
+    bench.place.queue.send([Message.of(bag, bench.place.block([[x] for x in range(count)]))])
+    return bag, bench.receive(bag)
+
+
+# -- the order --------------------------------------------------------------------------------------
+
+
+def test_a_message_is_deleted_when_all_its_tasks_have_rows_and_not_before(bench: Bench) -> None:
+    _, held = submitted(bench)
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0, 1))
+    wait_until(lambda: len(bench.states()) == 2)
+    assert bench.queue.called("delete") == []
+    bench.recorder.attempts_ended(held, done(3))
+    bench.recorder.attempts_ended(held, done(2))
+    bench.finish()
+    assert set(bench.states()) == {0, 1, 2, 3}
+    assert bench.place.queue.depth() == (0, 0, 0)
+    names = [name for name, _ in bench.table.calls + bench.queue.calls if name in ("record", "delete")]
+    assert names.count("delete") == 1
+
+
+def test_rows_are_written_before_anything_is_sent_and_that_before_anything_is_deleted(bench: Bench) -> None:
+    _, held = submitted(bench, 2, retries=1, backoff_s=0.0)
+    order: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        def fault(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            order.append(name)
+            return method(*args, **kwargs)
+
+        return fault
+
+    for name in ("record", "keep_attempts"):
+        bench.table.faults[name] = noting(name)
+    for name in ("send", "delete"):
+        bench.queue.faults[name] = noting(name)
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.start()
+    bench.finish()
+    assert order == ["record", "keep_attempts", "send", "delete"]
+
+
+@pytest.mark.parametrize("broken", ["record", "keep_attempts", "set_aside", "send", "delete", "release"])
+def test_an_outage_loses_nothing_acknowledges_nothing_and_is_said_once(bench: Bench, broken: str) -> None:
+    _, held = submitted(bench, 3, retries=1, backoff_s=0.0)
+    _, given_back = submitted_again(bench)
+    _, bad = submitted_again(bench)
+    bench.queue.faults[broken] = bench.table.faults[broken] = unavailable
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.recorder.settle(held, 1)
+    bench.recorder.release(given_back)
+    bench.recorder.set_aside(bad.delivery, DeadMessage(body=b"?", reason="no", worker="w"), bad)
+    bench.start()
+    wait_until(lambda: bench.said)
+    settled = 2 if broken == "release" else 0  # that comes last
+    assert bench.place.queue.depth().leased == 3 - settled, "the rest is still held"
+    bench.queue.faults.clear()
+    bench.table.faults.clear()
+    bench.finish()
+
+    assert bench.states() == {0: State.DONE}
+    sent = {(message.first, message.count, message.attempt) for message in bench.messages()}
+    assert sent == {(1, 1, 1), (0, 2, 0)}, "the retry, and what was given back"
+    assert {dead.body for dead in bench.place.table.dead()} == {b"?"}
+    assert [text.split()[4] for text in bench.said] == ["doesn't", "answers"]
+    assert not bench.lost
+
+
+def submitted_again(bench: Bench) -> tuple[Bag, Held]:
+    bag = bench.place.table.bag("bag")
+    bench.place.queue.send([Message.of(bag, bench.place.block([[7], [8]], number=5))])
+    return bag, bench.receive(bag)
+
+
+def test_leases_are_kept_while_the_table_is_away(bench: Bench) -> None:
+    bag = bench.place.put_bag([[0]])
+    bench.place.queue.send([Message.of(bag, bench.place.block([[0]]))])
+    held = bench.receive(bag, lease_s=1)
+    bench.table.faults["record"] = unavailable
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    wait_until(lambda: time.monotonic() > held.received_s + 1.5)
+    assert bench.place.queue.receive(max_messages=1, lease_s=1, wait_s=0) == [], "it is still ours"
+    bench.table.faults.clear()
+    bench.finish()
+    assert bench.states() == {0: State.DONE}
+    assert bench.place.queue.depth() == (0, 0, 0)
+    assert not bench.lost
+
+
+def test_what_is_sent_again_after_an_outage_is_looked_up_before_it_runs(bench: Bench) -> None:
+    """The first send may have arrived: whoever receives either looks for the row."""
+    _, held = submitted(bench, 1, retries=1, backoff_s=0.0)
+    bench.queue.faults["delete"] = failing(1)
+    bench.recorder.attempts_ended(held, [failed(0)])
+    bench.start()
+    bench.finish()
+    first, second = sorted(bench.messages(), key=lambda message: message.check)
+    assert (first.first, first.attempt, first.check) == (0, 1, False)
+    assert (second.first, second.attempt, second.check) == (0, 1, True)
+
+
+def test_nothing_is_written_for_a_lost_lease(bench: Bench) -> None:
+    _, held = submitted(bench, 2, retries=3)
+    held.lost = True
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.recorder.hand_on(held, [held.single(1)])
+    bench.start()
+    bench.finish()
+    assert bench.states() == {}
+    assert bench.queue.called("send") == bench.queue.called("delete") == []
+
+
+def test_a_lease_that_is_lost_while_its_results_wait_ends_the_wait_for_them_only(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+    _, other = submitted_again(bench)
+    bench.table.faults["record"] = unavailable
+    bench.recorder.attempts_ended(held, done(0))
+    bench.recorder.attempts_ended(other, done(0 + 7, 8))
+    bench.start()
+    wait_until(lambda: bench.said)
+    held.lost = True
+    bench.table.faults.clear()
+    bench.finish()
+    assert set(bench.states()) == {7, 8}
+
+
+# -- failures and retries ---------------------------------------------------------------------------
+
+
+def test_failed_attempts_are_sent_again_alone_and_the_last_one_is_a_row(bench: Bench) -> None:
+    _, held = submitted(bench, 4, retries=2, backoff_s=0.0)
+    bench.recorder.attempts_ended(held, [*done(0), failed(1), failed(2, attempt=3), *done(3)])
+    bench.start()
+    bench.finish()
+    assert bench.states() == {0: State.DONE, 2: State.FAILED, 3: State.DONE}
+    (again,) = bench.messages()
+    assert (again.first, again.count, again.attempt) == (1, 1, 1)
+    assert msgspec.json.decode(again.rows) == [[1]]
+    assert [attempt.index for attempt in bench.place.table.attempts("bag")] == [1]
+
+
+def test_a_pause_longer_than_the_queue_can_is_carried_by_the_message(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, delay_s=0.0)
+    bench.recorder.hand_on(held, [held.single(0)], delay_s=100)
+    bench.start()
+    bench.finish()
+    (message,) = bench.messages()
+    assert message.not_before is not None
+    assert 95 < message.not_before - time.time() <= 100
+
+
+def test_deaths_are_not_forgotten_by_what_is_cut_from_a_message(bench: Bench) -> None:
+    bag = bench.place.put_bag([[0], [1]], retries=5)
+    message = msgspec.structs.replace(Message.of(bag, bench.place.block([[0], [1]])), deaths=1)
+    bench.place.queue.send([message])
+    bench.place.queue.receive(max_messages=1, lease_s=0.01, wait_s=1)
+    time.sleep(0.02)
+    held = bench.receive(bag)
+    assert held.deaths == 2
+    assert held.part(0, 2).deaths == held.single(1).deaths == 2
+    bench.recorder.attempts_ended(held, [failed(0)])
+    bench.start()
+    bench.recorder.hand_on(held, [held.single(1)])
+    bench.finish()
+    assert {m.deaths for m in bench.messages()} <= {2}
+
+
+def test_a_release_is_a_copy_where_it_would_look_like_a_death(bench: Bench) -> None:
+    _, held = submitted(bench, 2)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, counts_releases=True)
+    bench.recorder.release(held)
+    bench.start()
+    bench.finish()
+    assert bench.queue.called("release") == []
+    (delivery,) = bench.place.queue.receive(max_messages=9, lease_s=1, wait_s=0)
+    assert delivery.deliveries == 1
+    assert Message.decode(delivery.body).count == 2
+
+
+# -- refusals ---------------------------------------------------------------------------------------
+
+
+def refusing(refuse: Callable[[Result], bool]) -> Callable[..., Any]:
+    def record(method: Callable[..., Any], results: Sequence[Result]) -> None:
+        if any(map(refuse, results)):
+            raise BackendError("the item is larger than 400 KB")
+        method(results)
+
+    return record
+
+
+def test_one_result_that_the_table_refuses_becomes_a_failure_and_the_others_pass(bench: Bench) -> None:
+    _, held = submitted(bench, 4)
+    bench.table.faults["record"] = refusing(lambda result: result.state is State.DONE and result.value == 2)
+    bench.recorder.attempts_ended(held, done(0, 1, 2, 3))
+    bench.start()
+    bench.finish()
+    assert bench.states() == {0: State.DONE, 1: State.DONE, 2: State.FAILED, 3: State.DONE}
+    (result,) = bench.place.table.results("bag", indexes=[2])
+    assert result.error is not None
+    assert result.error.message == "the table refused the result: the item is larger than 400 KB"
+    assert bench.place.queue.depth() == (0, 0, 0)
+
+
+def test_a_table_that_refuses_everything_is_asked_until_it_doesnt(bench: Bench) -> None:
+    _, held = submitted(bench, 2)
+    away = [True]
+    bench.table.faults["record"] = refusing(lambda result: away[0])
+    bench.recorder.attempts_ended(held, done(0, 1))
+    bench.start()
+    wait_until(lambda: bench.said)
+    assert bench.queue.called("delete") == []
+    away.clear()
+    away.append(False)
+    bench.finish()
+    assert bench.states() == {0: State.DONE, 1: State.DONE}
+
+
+def test_the_results_of_a_bag_that_is_gone_are_dropped(bench: Bench) -> None:
+    bag, held = submitted(bench, 1)
+    gone = msgspec.structs.replace(bag, name="gone")
+    message = msgspec.structs.replace(held.message, bag="gone")
+    ghost = Held(held.delivery, message, gone, body=b"", lease_s=60, asked_s=time.monotonic())
+    _, other = submitted_again(bench)
+    bench.recorder.attempts_ended(ghost, [Result.done("gone", 0)])
+    bench.recorder.attempts_ended(other, done(0, 1))
+    bench.start()
+    bench.finish()
+    assert set(bench.states()) == {0, 1}
+    assert bench.place.queue.depth() == (0, 0, 0)
+
+
+# -- giving up --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_must_go_waits_no_longer_than_it_may(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+    bench.table.faults["record"] = unavailable
+    bench.recorder.attempts_ended(held, done(0))
+    bench.start()
+    bench.recorder.stop()
+    wait_until(lambda: bench.said)
+    assert bench.recorder.is_alive()
+    bench.recorder.give_up_at(time.monotonic())
+    bench.recorder.join(5)
+    assert not bench.recorder.is_alive()
+    (error,) = bench.errors
+    assert isinstance(error, UnavailableError)
+    assert "will run again" in str(error)
+    assert bench.place.queue.depth().leased == 1, "and nothing was acknowledged"
+    bench.keeper.stop()
+    bench.keeper.join()
+
+
+def test_the_worker_takes_no_more_when_too_much_waits(bench: Bench) -> None:
+    _, held = submitted(bench, 4)
+    assert not bench.recorder.full()
+    bench.recorder.attempts_ended(held, done(0), size_bytes=65 * 1024 * 1024)
+    assert bench.recorder.full()
+    bench.recorder.attempts_ended(held, done(*([1] * MOST_RESULTS)))
+    bench.start()
+    wait_until(lambda: not bench.recorder.full())
+    bench.finish()
+
+
+def test_an_error_that_nobody_foresaw_is_told(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+
+    def record(method: Callable[..., Any], results: Sequence[Result]) -> None:
+        raise ZeroDivisionError
+
+    bench.table.faults["record"] = record
+    bench.recorder.attempts_ended(held, done(0))
+    bench.start()
+    bench.recorder.join(5)
+    assert [type(error) for error in bench.errors] == [ZeroDivisionError]
+    assert bench.keeper.held() == [held]
+    bench.keeper.stop()
+    bench.keeper.join()
