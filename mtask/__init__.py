@@ -19,6 +19,10 @@ _HOMES = {
     "Bag": "model",
     "BagHandle": "manager",
     "Counts": "model",
+    "Fail": "task",
+    "Retry": "task",
+    "checkpoint_dir": "task",
+    "stopping": "task",
     "Executor": "executor",
     "Manager": "manager",
     "Result": "model",
@@ -49,6 +53,8 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 the functions first
     "connect",
     "map",
+    "stopping",
+    "checkpoint_dir",
     "Executor",
     "Manager",
     "BagHandle",
@@ -57,6 +63,8 @@ __all__ = [  # noqa: RUF022 the functions first
     "Result",
     "Spec",
     "State",
+    "Retry",
+    "Fail",
     "BackendError",
     "BagExistsError",
     "BagNotFoundError",
@@ -92,6 +100,7 @@ if TYPE_CHECKING:
     from mtask.local import map  # noqa: A004 as the builtin, on many cores
     from mtask.manager import BagHandle, Manager, connect
     from mtask.model import Bag, Counts, Result, Spec, State
+    from mtask.task import Fail, Retry, checkpoint_dir, stopping
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ MESSAGE_VERSION = 1
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"
 NO_ROWS = msgspec.Raw(b"null")
+EXPIRED = "not started within {:g} s of its submit"
 TAIL_BYTES = 16 * 1024
 
 Kind = Literal["call", "run", "shell", "command"]
@@ -82,6 +83,8 @@ class Reason(StrEnum):
     LOST = "lost"
     """The workers that ran it died, `max_deliveries` times."""
     MEMORY = "memory"
+    """It took more than it may."""
+    EXPIRED = "expired"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -349,7 +352,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def expired(cls, bag: str, index: int, message: str, **fields: Any) -> Self:
-        error = Failure(reason=Reason.START, type="expired", message=message)
+        error = Failure(reason=Reason.EXPIRED, type="expired", message=message)
         return cls(bag=bag, index=index, state=State.EXPIRED, error=error, **fields)
 
 

@@ -31,22 +31,24 @@ class Fail(MtaskError):
     """Raised by a task: it failed, and another attempt would be of no use."""
 
 
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the task that runs in this process."""
+class Context(msgspec.Struct, kw_only=True):
+    """Of the task that runs in this process; kept up to date by the process that runs it."""
 
-    bag: str
     uid: str
+    """Of its bag."""
     index: int
     checkpoints: str
     """Folder, or fsspec URL, below which each task has a place of its own."""
     stopping: Callable[[], bool]
+    has_checkpoint: bool = False
+    """Did it ask for its place?"""
 
 
 _current: Context | None = None
 
 
 def set_context(context: Context | None) -> None:
-    """Told by the process that runs tasks, before each."""
+    """Told by the process that runs tasks."""
     global _current
     _current = context
 
@@ -60,9 +62,10 @@ def stopping() -> bool:
 def checkpoint_dir() -> str:
     """A folder (or an fsspec URL, if the worker was given one) that the next attempt of this task
     finds again, wherever it runs, if it is on storage that all workers see. It is removed when the
-    task is done."""
+    task is done. Raises UsageError outside of a task."""
     if _current is None:
         raise UsageError("checkpoint_dir is for tasks: there is none outside of one")
+    _current.has_checkpoint = True
     place = place_of(_current.checkpoints, _current.uid, _current.index)
     make(place)
     return place

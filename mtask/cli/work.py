@@ -63,6 +63,22 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--max-runtime", "max_runtime_s", type=Duration(positive=True), metavar="TIME", help="Drain after TIME."
 )
+@click.option("--max-tasks", type=Whole(1), metavar="N", help="Drain when N attempts have ended.")
+@click.option(
+    "--notices",
+    type=click.Choice(["auto", "off", "azure", "ec2", "google"]),
+    envvar="MTASK_NOTICES",
+    default="auto",
+    show_default=True,
+    help="Ask a cloud whether it will take this machine away.",
+)
+@click.option(
+    "--checkpoints",
+    metavar="PLACE",
+    default=".mtask/checkpoints",
+    show_default=True,
+    help="Folder, or fsspec URL, for tasks that save their state.",
+)
 @click.option("--lease", "lease_s", type=Duration("1s"), metavar="TIME", help="Instead of what the bags say.")
 @worker_options
 @places

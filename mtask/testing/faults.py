@@ -135,13 +135,13 @@ class _FaultyQueue(_Faulty):
 class _FaultyTable(_Faulty):
     _side = "table"
 
-    def transaction(self, queue: Queue) -> Any:
+    def transaction(self, _queue: Queue) -> Any:
         return nullcontext()
 
 
-def FaultyQueue(queue: Queue, faults: Faults) -> Queue:  # noqa: N802 it makes one
+def FaultyQueue(queue: Queue, faults: Faults) -> Queue:
     return cast(Queue, _FaultyQueue(queue, faults))
 
 
-def FaultyTable(table: Table, faults: Faults) -> Table:  # noqa: N802 it makes one
+def FaultyTable(table: Table, faults: Faults) -> Table:
     return cast(Table, _FaultyTable(table, faults))

@@ -27,8 +27,12 @@ class Bags:
         """The message's bag; None when it is gone, or another one has its name now."""
         with self._lock:
             known = self._bags.get(message.uid)
-            # A bag that was open may have grown since.
-            if known is not None and message.first + message.count <= known[0].total:
+            # A bag that was open may have grown since; a cancelled one may have been taken up again.
+            if (
+                known is not None
+                and message.first + message.count <= known[0].total
+                and message.generation <= known[0].generation
+            ):
                 self._bags[message.uid] = known[0], time.monotonic()
                 return known[0]
         try:
@@ -41,12 +45,12 @@ class Bags:
             self._bags[bag.uid] = bag, time.monotonic()
         return bag
 
-    def refresh(self, in_use: Collection[str]) -> set[str]:
-        """Read the bags again; returns the uids of those that were cancelled or are gone.
+    def refresh(self, in_use: Collection[str]) -> dict[str, int]:
+        """Read the bags again; returns, by uid, the generation of those that were cancelled or are gone.
 
         Forgets those not asked for lately, but not the uids `in_use`: their tasks may run for hours.
         """
-        over = set()
+        over = {}
         with self._lock:
             known = list(self._bags.values())
         for bag, used_s in known:
@@ -54,9 +58,9 @@ class Bags:
                 now = self._table.bag(bag.name)
             except BagNotFoundError:
                 now = bag
-                over.add(bag.uid)
+                over[bag.uid] = bag.generation
             if now.uid != bag.uid or now.state is BagState.CANCELLED:
-                over.add(bag.uid)
+                over[bag.uid] = now.generation
             with self._lock:
                 if bag.uid not in in_use and (now.uid != bag.uid or time.monotonic() - used_s > KEEP_S):
                     self._bags.pop(bag.uid, None)

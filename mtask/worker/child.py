@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import mtask
+from mtask import task
 from mtask.errors import MtaskError
-from mtask.model import ID_COLUMN, Failure, Message, Reason, Result, Spec, as_id
+from mtask.model import EXPIRED, ID_COLUMN, Failure, Message, Reason, Result, Spec, as_id
+from mtask.retry import is_wanted
 from mtask.values import encode_value
 from mtask.worker.output import size_of, take_tail
 from mtask.worker.wire import BAD, BAG, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
@@ -59,6 +61,7 @@ class Kit(msgspec.Struct):
     """Goes first in sys.path."""
     max_tasks: int | None = None
     """After so many it ends."""
+    checkpoints: str = ""
 
 
 class BagFrame(msgspec.Struct):
@@ -66,6 +69,7 @@ class BagFrame(msgspec.Struct):
 
     uid: str
     spec: Spec
+    expires_at: float | None = None
 
 
 class Child:
@@ -76,12 +80,17 @@ class Child:
         self.results_fd = kit.results_fd
         self.cell = Cell(kit.cell_fd)
         self.worker, self.host = kit.worker, socket.gethostname()
-        self.specs: dict[str, Spec] = {}
+        self.bags: dict[str, BagFrame] = {}
         self.callers: dict[tuple[str, tuple[str, ...]], Callable[[list[Any]], Any] | Failure] = {}
         self.epoch = 0
         self.encoder = msgspec.json.Encoder()
         self.job = self.first = self.filled = self.flushed_ns = 0
-        self.cpu_s = 0.0
+        self.cpu_s = _cpu_s()
+        words = self.cell.words
+        self.context = task.Context(
+            uid="", index=0, checkpoints=kit.checkpoints, stopping=lambda: bool(words[Cell.STOPPING])
+        )
+        task.set_context(self.context)
         self.left = kit.max_tasks or -1
         self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         # Whatever a task does to the descriptors 1 and 2, these stay.
@@ -100,7 +109,7 @@ class Child:
             kind, job, offset, payload = read
             if kind == BAG:
                 bag = msgspec.json.decode(payload, type=BagFrame)
-                self.specs[bag.uid] = bag.spec
+                self.bags[bag.uid] = bag
             elif kind == RESUME:
                 self.epoch = offset
             elif kind == JOB and self.cell.words[Cell.EPOCH] == self.epoch:
@@ -129,6 +138,9 @@ class Child:
         self.job, self.first, self.flushed_ns = job, start, time.monotonic_ns()
         self._mend_outputs()
         caller = self._caller(message)
+        self.cpu_s = _cpu_s()  # importing is nobody's
+        bag, self.context.uid = self.bags[message.uid], message.uid
+        expires_at = None if message.attempt else bag.expires_at
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
         offset = start
         for offset in range(start, message.count):
@@ -137,7 +149,11 @@ class Child:
             if words[Cell.EPOCH] != self.epoch or not self.left:
                 break
             self.left -= 1
-            result = self._run_task(message, offset, rows[offset], caller, id_at)
+            self.context.index = message.first + offset
+            if expires_at is not None and time.time() > expires_at:
+                result = self._expired(message, offset, rows[offset], id_at)
+            else:
+                result = self._run_task(message, offset, rows[offset], caller, id_at)
             if self.forked:
                 os._exit(0)  # a copy of this process, which the task made and didn't end
             rows[offset] = []
@@ -169,10 +185,11 @@ class Child:
                     error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
                 del returned
         except BaseException as raised:
-            error = describe(raised)
+            error = describe(raised, spec=self.bags[message.uid].spec)
         wall_s = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = usage.ru_utime + usage.ru_stime
+        tail_bytes = self.bags[message.uid].spec.tail_bytes
         spent_s, self.cpu_s = cpu_s - self.cpu_s, cpu_s
         try:
             sys.stdout.flush()
@@ -183,8 +200,8 @@ class Child:
         stdout, stderr = self.outputs
         fields: dict[str, Any] = {
             "id": None if id_at is None else as_id(row[id_at]),
-            "stdout": take_tail(stdout) if size_of(stdout) else "",
-            "stderr": take_tail(stderr) if size_of(stderr) else "",
+            "stdout": take_tail(stdout, tail_bytes) if size_of(stdout) else "",
+            "stderr": take_tail(stderr, tail_bytes) if size_of(stderr) else "",
             "attempt": message.attempt + 1,
             "worker": self.worker,
             "host": self.host,
@@ -197,8 +214,27 @@ class Child:
         }
         index = message.first + offset
         if error is None:
+            if self.context.has_checkpoint or message.attempt or message.deaths:
+                self._forget_checkpoint(message.uid, index)
             return Result.done(message.bag, index, value=value, **fields)
         return Result.failed(message.bag, index, error, **fields)
+
+    def _expired(self, message: Message, offset: int, row: list[Any], id_at: int | None) -> Result:
+        return Result.expired(
+            message.bag,
+            message.first + offset,
+            EXPIRED.format(self.bags[message.uid].spec.expires_s),
+            id=None if id_at is None else as_id(row[id_at]),
+            worker=self.worker,
+            host=self.host,
+            queued_at=message.sent_at,
+            finished_at=round(time.time(), 6),
+        )
+
+    def _forget_checkpoint(self, uid: str, index: int) -> None:
+        self.context.has_checkpoint = False
+        with contextlib.suppress(Exception):  # the task is done all the same
+            task.remove(task.place_of(self.context.checkpoints, uid, index))
 
     def _caller(self, message: Message) -> Callable[[list[Any]], Any] | Failure:
         key = (message.uid, message.columns)
@@ -206,7 +242,7 @@ class Child:
             from mtask.binding import Binder, resolve
 
             try:
-                function = resolve(self.specs[message.uid].target[0])
+                function = resolve(self.bags[message.uid].spec.target[0])
                 self.callers[key] = Binder(function, message.columns, textual=False).caller()
             except MtaskError as error:
                 # Not kept: the module may be mended, or its disk be mounted, before the next attempt.
@@ -271,8 +307,11 @@ def _depth(value: msgspec.Raw) -> int:
     return max(itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
 
 
-def describe(error: BaseException, reason: Reason = Reason.RAISED) -> Failure:
-    """A failure from an exception, with the frames of the user's own code."""
+def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec | None = None) -> Failure:
+    """A failure from an exception, with the frames of the user's own code.
+
+    It is final if the exception, or the spec, says so.
+    """
     import traceback
 
     try:
@@ -292,7 +331,23 @@ def describe(error: BaseException, reason: Reason = Reason.RAISED) -> Failure:
         type=_storable(name),
         message=_storable(_message_of(error)[:4096]),
         traceback=_storable(text[-16384:]),
+        final=isinstance(error, task.Fail)
+        or (spec is not None and not is_wanted(spec, _names(kind, reason))),
+        retry_after_s=error.delay_s if isinstance(error, task.Retry) else None,
     )
+
+
+def _names(kind: type[BaseException], reason: Reason) -> set[str]:
+    """By what `retry_on` and `no_retry` may call it: its class and the bases, with and without the module."""
+    return {
+        reason.value,
+        *(n for c in kind.__mro__ for n in (c.__name__, f"{c.__module__}.{c.__qualname__}")),
+    }
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _leave_user_frames(described: traceback.TracebackException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -13,12 +14,13 @@ from typing import Any
 
 import msgspec
 
+from mtask import task
 from mtask.errors import MtaskError
 from mtask.model import COMMAND_COLUMN, Failure, Reason, Result, Spec, State
 from mtask.template import Template, shell_environment, split_command, text_of
 from mtask.worker.held import Job
 from mtask.worker.output import new_output, take_tail
-from mtask.worker.runner import HOSTNAME, Cause, Host, Runner, failed_attempt, timed_out, why_it_died
+from mtask.worker.runner import HOSTNAME, Host, Runner, failed_attempt, why_it_died
 
 __all__ = ["CommandRunner"]
 
@@ -88,7 +90,11 @@ class CommandRunner(Runner):
         """Start the next task; ends the jobs that have none left."""
         while self.jobs and not self.pid:
             job = self.jobs[0]
-            if job.left:
+            if job.left and job.held.is_expired:
+                expired = job.held.expired(job.held.message.first + job.got, self.host.name)
+                job.got += 1
+                self.host.attempts_ended(job, [expired])
+            elif job.left:
                 self._start(job, self._rows[job.serial][job.got])
             else:
                 self.jobs.popleft()
@@ -140,12 +146,17 @@ class CommandRunner(Runner):
             "MTASK_INDEX": str(message.first + job.got),
             "MTASK_ID": job.held.id_of(job.got) or "",
             "MTASK_ATTEMPT": str(message.attempt + 1),
+            "MTASK_CHECKPOINT_DIR": self._checkpoint(job),
         }
         key = (message.uid, message.columns)
         if key not in self._makers:
             self._makers = {key: _maker(spec, message.columns)}
         argv, parameters = self._makers[key](row)
         return argv, environment | parameters
+
+    def _checkpoint(self, job: Job) -> str:
+        place = task.place_of(self.host.checkpoints, job.held.bag.uid, job.held.message.first + job.got)
+        return place if "://" in place else os.path.abspath(place)
 
     def _on_exit(self) -> None:
         self._signal(signal.SIGKILL)  # what it has started goes with it
@@ -156,7 +167,7 @@ class CommandRunner(Runner):
         self.pid = 0
         status, cause, job = os.waitstatus_to_exitcode(wait_status), self._cause, self.jobs[0]
         self._clean_scratch()
-        if cause not in (None, Cause.TIMEOUT):
+        if cause is not None and not cause.is_failure:
             return self._stopped()
         fields: dict[str, Any] = {
             "exit_code": status,
@@ -166,11 +177,14 @@ class CommandRunner(Runner):
         if status == 0 and cause is None:
             result = self._done(job, wall_s, fields)
         else:
-            error = why_it_died(status) if cause is None else timed_out(job)
+            error = why_it_died(status) if cause is None else self._why_stopped(job)
             result = failed_attempt(self, job, job.got, error, wall_s, **fields)
             if cause is None and (said := result.stderr.strip()):
                 text = f"{error.message}: {said.splitlines()[-1][-500:]}"
                 result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=text))
+        if result.state is State.DONE:
+            with contextlib.suppress(Exception):  # the task is done all the same
+                task.remove(self._checkpoint(job))
         job.got += 1
         self.host.attempts_ended(job, [result], len(result.stdout) + len(result.stderr))
         self._next()
@@ -182,8 +196,8 @@ class CommandRunner(Runner):
             index=message.first + job.got,
             state=State.DONE,
             id=job.held.id_of(job.got),
-            stdout=take_tail(self._stdout),
-            stderr=take_tail(self._stderr),
+            stdout=take_tail(self._stdout, job.held.bag.spec.tail_bytes),
+            stderr=take_tail(self._stderr, job.held.bag.spec.tail_bytes),
             attempt=message.attempt + 1,
             worker=self.host.name,
             host=HOSTNAME,

@@ -17,7 +17,7 @@ from mtask.model import Result, State
 from mtask.worker.child import BagFrame, Kit
 from mtask.worker.held import Job
 from mtask.worker.output import new_output, take_tail
-from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, timed_out, why_it_died
+from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
 from mtask.worker.wire import BAD, BAG, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
 
 __all__ = ["FunctionRunner"]
@@ -57,7 +57,14 @@ class FunctionRunner(Runner):
         bag = job.held.bag
         if bag.uid not in self._known:
             self._known.add(bag.uid)
-            self._write(frame(BAG, 0, 0, msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec))))
+            self._write(
+                frame(
+                    BAG,
+                    0,
+                    0,
+                    msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec, expires_at=bag.expires_at)),
+                )
+            )
         job.began_s = time.monotonic()
         self.jobs.append(job)
         self._write(frame(JOB, job.serial, job.start, job.held.body))
@@ -103,6 +110,10 @@ class FunctionRunner(Runner):
             self._raise_barrier()  # whatever becomes of the signal, it begins no other task
         super().stop_task(cause, grace_s=grace_s)
 
+    def tell_stopping(self) -> None:
+        if self._process is not None:
+            self._cell.words[Cell.STOPPING] = 1
+
     def _raise_barrier(self) -> None:
         """The child stops before its next task, and skips jobs until a RESUME."""
         self._epoch += 1
@@ -122,6 +133,7 @@ class FunctionRunner(Runner):
             worker=self.host.name,
             path=self.host.path,
             max_tasks=self._max_tasks,
+            checkpoints=self.host.checkpoints,
         )
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
@@ -203,9 +215,11 @@ class FunctionRunner(Runner):
         at = meant - (job.got - len(results))
         if not 0 <= at < len(results) or results[at].state is State.DONE:
             return
-        if self._cause is Cause.TIMEOUT:
+        if self._cause is not None and self._cause.is_failure:
             error = results[at].error
-            failure = msgspec.structs.replace(timed_out(job), traceback=error.traceback if error else "")
+            failure = msgspec.structs.replace(
+                self._why_stopped(job), traceback=error.traceback if error else ""
+            )
             results[at] = msgspec.structs.replace(results[at], error=failure)
         else:
             self.host.left_over([Job(job.held, meant, job.stop)])
@@ -239,9 +253,9 @@ class FunctionRunner(Runner):
         self._take_unsent()
         running, cause = self.running(), self._cause
         jobs = [job for job in self.jobs if job.left]
-        if running is not None and (cause is None or (cause is Cause.TIMEOUT and running[:2] == self._meant)):
+        if running is not None and (cause is None or (cause.is_failure and running[:2] == self._meant)):
             job, offset, wall_s = running
-            error = why_it_died(status) if cause is None else timed_out(job)
+            error = why_it_died(status) if cause is None else self._why_stopped(job)
             code = status if cause is None else None
             job.got = offset + 1
             self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])

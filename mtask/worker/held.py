@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from mtask.errors import MessageError
-from mtask.model import ID_COLUMN, Bag, Delivery, Message, as_id
+from mtask.model import EXPIRED, ID_COLUMN, Bag, Delivery, Message, Result, as_id
 from mtask.packing import slice_message, split_rows
 
 __all__ = ["Held", "Job"]
@@ -60,6 +60,11 @@ class Held:
         """How many workers died with this message, or with those that it was cut from."""
         return self.message.deaths + self.delivery.deliveries - 1
 
+    @property
+    def is_suspect(self) -> bool:
+        """Did nearly as many workers die with it as may?"""
+        return self.deaths > 0 and self.deaths >= self.bag.spec.max_deliveries - 2
+
     def part(self, start: int, stop: int) -> Message:
         """A message of its own for the tasks `start` to `stop` (offsets), which forgets no death."""
         message = slice_message(self.message, self.rows, start, stop)
@@ -81,6 +86,24 @@ class Held:
             return as_id(msgspec.json.decode(self.rows[offset])[columns.index(ID_COLUMN)])
         except (ValueError, LookupError, TypeError):
             return None  # whoever runs the row says what is wrong with it
+
+    @property
+    def is_expired(self) -> bool:
+        """Is it too late to begin its tasks? Those that were begun before may be tried again."""
+        expires_at = self.bag.expires_at
+        return expires_at is not None and not self.message.attempt and time.time() > expires_at
+
+    def expired(self, index: int, worker: str) -> Result:
+        """The row of a task that was not begun in time."""
+        return Result.expired(
+            self.bag.name,
+            index,
+            EXPIRED.format(self.bag.spec.expires_s),
+            id=self.id_of(index - self.message.first),
+            worker=worker,
+            queued_at=self.message.sent_at,
+            finished_at=time.time(),
+        )
 
     def age_s(self) -> float:
         return time.monotonic() - self.received_s
@@ -110,6 +133,13 @@ class Job:
     def left(self) -> int:
         """Tasks without a result."""
         return self.stop - self.got
+
+    def pieces(self, seconds: float) -> list[Message]:
+        """Messages of its tasks, each of so many seconds at the pace seen; single ones where none was."""
+        task_s = self.held.age_s() / max(1, self.start)
+        size = max(1, int(seconds / task_s)) if self.start > 1 else 1
+        cuts = range(self.start, self.stop, size)
+        return [self.held.part(at, min(at + size, self.stop)) for at in cuts]
 
     def rest(self) -> Job:
         """A new job of those."""

@@ -11,6 +11,7 @@ Which cloud this is, is found out by asking each once. HTCondor, Kubernetes and 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 __all__ = ["CLOUDS", "Azure", "Ec2", "Google", "Notice", "Watcher", "find_cloud"]
@@ -80,6 +82,8 @@ def _host(variable: str, default: str) -> str:
 
 
 class Ec2:
+    """Spot interruptions and rebalance recommendations, polled."""
+
     name, pause_s = "ec2", 5.0
 
     def __init__(self) -> None:
@@ -122,6 +126,8 @@ class Ec2:
 
 
 class Google:
+    """Preemptions, waited for."""
+
     name, pause_s = "google", 1.0
     WAIT_S = 20
     LEFT_S = 30.0
@@ -149,6 +155,8 @@ class Google:
 
 
 class Azure:
+    """Scheduled Events of the type Preempt, polled and acknowledged."""
+
     name, pause_s = "azure", 1.0
     _EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
     _NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
@@ -180,11 +188,25 @@ class Azure:
         request(self._host, "POST", self._EVENTS, self._HEADERS, body=body)
 
 
+_ENDPOINTS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "GCE_METADATA_HOST", "MTASK_AZURE_METADATA_ENDPOINT")
 CLOUDS: dict[str, Callable[[], Cloud]] = {"azure": Azure, "ec2": Ec2, "google": Google}
+
+
+def _may_be_a_cloud() -> bool:
+    """Does the firmware name one of the three as its maker? Elsewhere nobody needs to be asked."""
+    if any(name in os.environ for name in _ENDPOINTS):
+        return True
+    try:
+        maker = Path("/sys/class/dmi/id/sys_vendor").read_text()
+    except OSError:
+        return False
+    return maker.strip() in ("Amazon EC2", "Google", "Microsoft Corporation", "Xen")
 
 
 def find_cloud() -> Cloud | None:
     """Ask all three at once, for a second at most."""
+    if not _may_be_a_cloud():
+        return None
 
     def ask(make: Callable[[], Cloud]) -> Cloud | None:
         try:
@@ -227,10 +249,9 @@ class Watcher(threading.Thread):
         """The worker has drained: tell the cloud, if it wants to know."""
         self._over.set()
         if self._cloud is not None and self._last is not None and self._last.event:
-            try:
+            # If that fails, it evicts at its own time.
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 self._cloud.acknowledge(self._last)
-            except (OSError, http.client.HTTPException):
-                pass  # it evicts at its own time then
 
 
 def grace_of(notice: Notice, grace_s: float) -> float:

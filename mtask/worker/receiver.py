@@ -148,8 +148,15 @@ class Receiver(Service):
         message = held.message
         rest = self._without_row(held) if held.deaths or message.check else None
         self._keeper.add([held])
-        if bag.state is BagState.CANCELLED:
+        if bag.state is BagState.CANCELLED or message.generation < bag.generation:
             self._recorder.drop(held)
+        elif held.is_expired:
+            rest = self._without_row(held) if rest is None else rest
+            held.unsettled = len(rest)
+            if rest:
+                self._recorder.final(held, [held.expired(index, self._worker) for index in rest])
+            else:
+                self._recorder.drop(held)
         elif message.not_before is not None and (early_s := message.not_before - time.time()) > 0:
             self._recorder.release(held, delay_s=min(early_s, self._queue.limits.delay_s))
         else:

@@ -15,7 +15,7 @@ from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableErr
 from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.queue import Queue, send_all
-from mtask.retry import backoff_s, is_last
+from mtask.retry import is_last, pause_s
 from mtask.table import Table
 from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
@@ -66,14 +66,14 @@ class Recorder(Service):
     def attempts_ended(self, held: Held, results: list[Result], size_bytes: int = 0) -> None:
         """Each of these attempts ended: the last attempts become rows, the others are tried again."""
         spec = held.bag.spec
-        again = [r for r in results if r.state is State.FAILED and not is_last(spec, r.attempt)]
+        again = [r for r in results if r.state is State.FAILED and not is_last(spec, r)]
         sends, final = [], results
         if again:
             retried = {result.index for result in again}
             final = [result for result in results if result.index not in retried]
             for result in again:
                 message = msgspec.structs.replace(held.single(result.index), attempt=result.attempt)
-                sends.append((round(backoff_s(spec, result.attempt), 1), message))
+                sends.append((round(pause_s(spec, result), 1), message))
         self._put(
             Item(
                 held=held,

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from mtask.model import Failure, Reason, Result
 from mtask.worker.held import Job
+from mtask.worker.memory import resident_bytes
 from mtask.worker.notes import Notes
 from mtask.worker.output import take_tail, trim
 
-__all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "timed_out", "why_it_died"]
+__all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "why_it_died"]
 
 KILL_AFTER_S = 5.0
 """Between SIGTERM and SIGKILL, where nothing else is said."""
@@ -26,13 +27,19 @@ HOSTNAME = socket.gethostname()
 
 
 class Cause(Enum):
-    """Why a running task, or an idle child, is stopped. A timeout only is the task's own failure."""
+    """Why a running task, or an idle child, is stopped."""
 
     TIMEOUT = "timeout"
+    MEMORY = "memory"
     LOST_LEASE = "its lease was lost"
     CANCELLED = "its bag was cancelled"
     INTERRUPTED = "the worker is stopping"
     RETIRED = "the child has run enough tasks"
+
+    @property
+    def is_failure(self) -> bool:
+        """Is it the task's own failure?"""
+        return self in (Cause.TIMEOUT, Cause.MEMORY)
 
 
 class Host(Protocol):
@@ -42,6 +49,7 @@ class Host(Protocol):
     name: str
     notes: Notes
     path: tuple[str, ...]
+    checkpoints: str
 
     def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
         """These attempts have ended, done or failed; the results take about so much memory."""
@@ -77,6 +85,8 @@ class Runner:
         self._meant: tuple[Job, int] | None = None
         """The task that `_cause` is about: by the time the process dies, another one may run in it."""
         self._kill_at_s = self._over_s = 0.0
+        self._taken_bytes = 0
+        """Memory, when that was too much."""
 
     # -- for the worker -----------------------------------------------------------------------------
 
@@ -107,6 +117,13 @@ class Runner:
         if self._cause is None and timeout_s is not None and since_s > timeout_s:
             self.stop_task(Cause.TIMEOUT)
             self._meant = job, offset
+        memory_bytes = job.held.bag.spec.memory_bytes
+        if self._cause is None and memory_bytes is not None:
+            self._taken_bytes = resident_bytes(self.pid)
+            if self._taken_bytes > memory_bytes:
+                self.stop_task(Cause.MEMORY, grace_s=0)
+                self._signal(signal.SIGKILL)  # it would only take more
+                self._meant = job, offset
         if since_s > 1:
             for fd in self.outputs():
                 trim(fd)
@@ -124,6 +141,9 @@ class Runner:
     def retiring(self) -> bool:
         """Its process is about to go: give it nothing more until it has gone."""
         return self._cause is not None
+
+    def tell_stopping(self) -> None:
+        """Let the running task know that the worker is about to stop."""
 
     def retire(self) -> None:
         """End a process that has nothing to do; it goes in its own time."""
@@ -146,16 +166,19 @@ class Runner:
             if number == signal.SIGTERM:
                 os.killpg(self.pid, signal.SIGCONT)
 
+    def _why_stopped(self, job: Job) -> Failure:
+        """Of a task that was stopped for a failure of its own."""
+        spec = job.held.bag.spec
+        if self._cause is Cause.MEMORY:
+            text = f"took {self._taken_bytes / 1e6:,.0f} MB; it may take {(spec.memory_bytes or 0) / 1e6:,.0f} MB"
+            return Failure(reason=Reason.MEMORY, type="memory", message=text)
+        return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {spec.timeout_s:g} s")
+
     def _over(self, job: Job) -> None:
         """Tell how long the job took, without its wait behind the one before."""
         now_s = time.monotonic()
         began_s, self._over_s = max(job.began_s, self._over_s), now_s
         self.host.job_over(now_s - began_s)
-
-
-def timed_out(job: Job) -> Failure:
-    timeout_s = job.held.bag.spec.timeout_s
-    return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {timeout_s:g} s")
 
 
 def why_it_died(status: int) -> Failure:
@@ -181,8 +204,8 @@ def failed_attempt(
         message.first + offset,
         error,
         id=job.held.id_of(offset),
-        stdout=take_tail(stdout),
-        stderr=take_tail(stderr),
+        stdout=take_tail(stdout, job.held.bag.spec.tail_bytes),
+        stderr=take_tail(stderr, job.held.bag.spec.tail_bytes),
         attempt=message.attempt + 1,
         worker=runner.host.name,
         host=HOSTNAME,

@@ -9,7 +9,19 @@ from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
 from mtask.worker.runner import Host, Runner
 
-__all__ = ["Slot"]
+__all__ = ["Slot", "room_behind"]
+
+QUEUED_S = 0.1
+"""A slot is given so much work in advance, by the pace of late: enough that it never waits for the
+next message, too little to be missed elsewhere."""
+MOST_QUEUED = 32
+
+
+def room_behind(message_s: float | None) -> int:
+    """How many messages, which take so long each, may wait behind the one that a slot runs."""
+    if not message_s or message_s > QUEUED_S / 2:
+        return 0
+    return min(MOST_QUEUED, int(QUEUED_S / message_s))
 
 
 class Slot:
@@ -42,6 +54,11 @@ class Slot:
         """Can this job wait behind those that run now?"""
         front = self.jobs[0] if self.jobs else None
         return front is not None and _is_function(front) and _is_function(job) and not self.retiring
+
+    def tell_stopping(self) -> None:
+        """A running function can see it by `mtask.stopping`."""
+        for runner in self._runners.values():
+            runner.tell_stopping()
 
     def retire(self) -> None:
         for runner in self._runners.values():

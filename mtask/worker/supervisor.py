@@ -15,8 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from mtask.errors import BackendError, UnavailableError
 from mtask.model import DeadMessage, Result, State
 from mtask.queue import Queue
@@ -25,41 +23,22 @@ from mtask.worker.bags import Bags
 from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
+from mtask.worker.notices import Notice, Watcher, grace_of
+from mtask.worker.options import Options
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
 from mtask.worker.runner import HOSTNAME, Cause, Runner
 from mtask.worker.service import Service
-from mtask.worker.slots import Slot
+from mtask.worker.slots import Slot, room_behind
 
 __all__ = ["Options", "Worker"]
 
 TICK_S = 0.1
-QUEUED_S = 0.1
-"""A slot is given so much work in advance, by the pace of late: enough that it never waits for the
-next message, too little to be missed elsewhere."""
-MOST_QUEUED = 32
 STUCK_S = 0.5
 """What waits behind a task that runs longer than this goes to another slot, or another host."""
 LAST_WRITES_S = 5.0
 """Longer than the grace a stopping worker waits for a table or queue that doesn't answer."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker works; durations in seconds."""
-
-    slots: int = 1
-    lease_s: float | None = None
-    """Instead of what the bags say."""
-    split_after_s: float = 10.0
-    """A message held for longer is cut, and what isn't running is sent back as smaller ones."""
-    grace_s: float = 30.0
-    """How long running tasks may go on when the worker drains."""
-    idle_exit_s: float | None = None
-    max_runtime_s: float | None = None
-    max_tasks_per_child: int | None = None
-    path: tuple[str, ...] = ()
-    """Goes first in the children's sys.path."""
 
 
 class Worker:
@@ -70,7 +49,7 @@ class Worker:
     ):
         self.queue, self.table, self.options = queue, table, options
         self.name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.path = options.path
+        self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.slots = [
@@ -100,10 +79,13 @@ class Worker:
             lease_s=options.lease_s,
         )
         self._pulse = Pulse(self, table)
+        self._watcher: Watcher | None = None
+        if options.notices != "off":
+            self._watcher = Watcher(options.notices, lambda notice: self._post(lambda: self._noticed(notice)))
         self._rounds = 0
         self._message_s: float | None = None
-        self._over: set[str] = set()
-        """The uids of bags that were cancelled or are gone."""
+        self._over: dict[str, int] = {}
+        """Bags that were cancelled or are gone, by uid: up to which generation."""
         self._drain_reason: str | None = None
         self._kill_at_s: float | None = None
         self._written = False
@@ -116,9 +98,9 @@ class Worker:
         """Give back what hasn't started, and stop when what runs has ended, or after the grace."""
         self._post(lambda: self._drain(reason, grace_s))
 
-    def cancelled(self, uids: set[str]) -> None:
-        """These bags, and no others, are over: stop what runs of them."""
-        self._post(lambda: self._cancelled(uids))
+    def cancelled(self, over: dict[str, int]) -> None:
+        """These bags (by uid: up to this generation), and no others, are over: stop what runs of them."""
+        self._post(lambda: self._cancelled(over))
 
     def bags_in_use(self) -> set[str]:
         """The uids of the bags of all held messages."""
@@ -150,6 +132,8 @@ class Worker:
         for service in services:
             service.on_failure = self._failed
             service.start()
+        if self._watcher is not None:
+            self._watcher.start()
         try:
             self._loop(until)
         except BaseException as error:
@@ -184,6 +168,8 @@ class Worker:
                 self._drain("idle", None)
             if limit_s is not None and now - began_s >= limit_s:
                 self._drain("its time is over", None)
+            if self.options.max_tasks is not None and self.done + self.failed >= self.options.max_tasks:
+                self._drain("it has run enough tasks", None)
 
     def _written_or_idle(self, busy: bool) -> bool:
         written, self._written = self._written, False
@@ -225,6 +211,8 @@ class Worker:
             self._release_the_rest()
         self._pulse.stop()
         self._pulse.join()
+        if self._watcher is not None:
+            self._watcher.stop()
         self._read_inbox()
         self.selector.close()
         wake_in, self._wake_in = self._wake_in, -1
@@ -253,10 +241,12 @@ class Worker:
             while self._ready:
                 self._give_back(self._ready.popleft())
             return
+        if self._isolate():
+            return
         for slot in self.slots:
             if self._ready and not slot.jobs and not slot.retiring:
                 slot.start(self._ready.popleft())
-        room = self._queue_depth()
+        room = room_behind(self._message_s)
         while room and self._ready:
             slot = min(self.slots, key=lambda slot: len(slot.jobs))
             if len(slot.jobs) > room or not slot.takes_behind(self._ready[0]):
@@ -265,11 +255,25 @@ class Worker:
         wanted = sum(max(0, room + 1 - len(slot.jobs)) for slot in self.slots) - len(self._ready)
         self._receiver.want(0 if self._recorder.full() else wanted, self._rounds)
 
-    def _queue_depth(self) -> int:
-        """How many messages may wait behind the one that a slot runs."""
-        if not self._message_s or self._message_s > QUEUED_S / 2:
-            return 0
-        return min(MOST_QUEUED, int(QUEUED_S / self._message_s))
+    def _isolate(self) -> bool:
+        """A task with which nearly enough workers have died runs alone, so that no neighbour is taken
+        for its cause. True: nothing else is to be started now."""
+        busy = [slot for slot in self.slots if slot.jobs]
+        if any(job.held.is_suspect for slot in busy for job in slot.jobs):
+            return True
+        suspect = next((job for job in self._ready if job.held.is_suspect), None)
+        if suspect is None:
+            return False
+        self._receiver.want(0, self._rounds)
+        self._ready.remove(suspect)
+        free = next((slot for slot in self.slots if not slot.jobs and not slot.retiring), None)
+        if busy or free is None:
+            self._ready.append(suspect)
+            return True
+        while self._ready:
+            self._give_back(self._ready.popleft())
+        free.start(suspect)
+        return True
 
     def _tick(self, now_s: float) -> None:
         for slot in self.slots:
@@ -283,7 +287,11 @@ class Worker:
             elif not self.draining:
                 self._relieve(slot.runner)
         idle = sum(not slot.jobs for slot in self.slots)
-        while len(self._ready) > idle and now_s - self._ready[-1].ready_s > STUCK_S:
+        while (
+            len(self._ready) > idle
+            and not self._ready[-1].held.is_suspect
+            and now_s - self._ready[-1].ready_s > STUCK_S
+        ):
             if not (self._ready[-1].whole or self.queue.limits.workers_send):
                 break
             self._give_back(self._ready.pop())
@@ -304,17 +312,9 @@ class Worker:
             if rest.held is not held:
                 self._ready.append(rest)
             elif slow:
-                self._split(rest)
+                self._recorder.hand_on(held, rest.pieces(self.options.split_after_s / 2))
             else:
                 runner.start(rest)
-
-    def _split(self, rest: Job) -> None:
-        """Send the rest of a held message as smaller ones, each of some seconds at the pace seen."""
-        held = rest.held
-        task_s = held.age_s() / max(1, rest.start)
-        size = max(1, int(self.options.split_after_s / 2 / task_s)) if rest.start > 1 else 1
-        cuts = range(rest.start, rest.stop, size)
-        self._recorder.hand_on(held, [held.part(at, min(at + size, rest.stop)) for at in cuts])
 
     def _give_back(self, job: Job) -> None:
         """To the queue, for anyone, at no cost to the tasks."""
@@ -342,7 +342,7 @@ class Worker:
         for job in reversed(jobs):
             if job.held.lost:
                 continue
-            if job.held.bag.uid in self._over:
+            if self._is_over(job):
                 self._recorder.settle(job.held, job.left)
             else:
                 self._ready.appendleft(job)
@@ -367,18 +367,28 @@ class Worker:
         self._drain_reason = reason
         self._receiver.stop()
         for slot in self.slots:
+            slot.tell_stopping()
             for rest in slot.runner.cut() if slot.runner is not None else ():
                 self._give_back(rest)
         self._pulse.beat_soon()
+
+    def _noticed(self, notice: Notice) -> None:
+        left = "" if notice.left_s is None else f" in {notice.left_s:.0f} s"
+        self.notes.say(f"{notice.what}{left}: stopping")
+        self._drain(notice.what, grace_of(notice, self.options.grace_s))
 
     def _lost(self, held: Held) -> None:
         self.notes.once(f"a lease was lost (bag {held.bag.name!r}): its tasks may run elsewhere by now")
         self._stop_jobs(lambda job: job.held is held, Cause.LOST_LEASE)
 
-    def _cancelled(self, uids: set[str]) -> None:
-        self._over = uids
-        if uids:
-            self._stop_jobs(lambda job: job.held.bag.uid in uids, Cause.CANCELLED)
+    def _cancelled(self, over: dict[str, int]) -> None:
+        self._over = over
+        if over:
+            self._stop_jobs(self._is_over, Cause.CANCELLED)
+
+    def _is_over(self, job: Job) -> bool:
+        """Was it sent before its bag was cancelled?"""
+        return job.held.message.generation <= self._over.get(job.held.bag.uid, -1)
 
     def _stop_jobs(self, chosen: Callable[[Job], bool], cause: Cause) -> None:
         """`left_over` knows what is to become of those chosen."""

@@ -41,7 +41,10 @@ class WorkerProcess:
         self._said = site.folder / f"worker{len(site.workers)}.txt"
         with open(self._said, "wb") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mtask", "worker", *options], cwd=site.folder, env=site.env, stderr=said
+                [sys.executable, "-m", "mtask", "worker", *options],
+                cwd=site.folder,
+                env=site.env,
+                stderr=said,
             )
         self.pid = self.process.pid
 
@@ -91,7 +94,9 @@ class Site:
         self.manager = connect(url, url)
         self.workers: list[WorkerProcess] = []
 
-    def submit(self, function: str, count: int, *, bag: str = "bag", lease_s: float = 3.0, **options: Any) -> BagHandle:
+    def submit(
+        self, function: str, count: int, *, bag: str = "bag", lease_s: float = 3.0, **options: Any
+    ) -> BagHandle:
         """`count` tasks, numbered from 0; what isn't an option of `submit` is a parameter of each."""
         known = {"per_message", "retries", "max_deliveries", "timeout_s"}
         settings = {key: value for key, value in options.items() if key in known}

@@ -10,7 +10,6 @@ import pytest
 from mtask.manager import BagHandle
 from mtask.model import State
 from mtask.worker.supervisor import Options, Worker
-
 from tests.chaos.harness import Site, WorkerProcess, check, wait_for
 
 
@@ -85,7 +84,7 @@ def test_twenty_drains_in_a_row_cost_a_task_nothing(site: Site) -> None:
     bag = site.submit("wait", 1, gate=str(site.gate), retries=0, max_deliveries=2, lease_s=60.0)
     for drains in range(20):
         made = Worker(site.manager.queue, site.manager.table, Options(slots=1, grace_s=0.0))
-        thread = threading.Thread(target=made.run)
+        thread = threading.Thread(target=made.run, daemon=True)
         thread.start()
         wait_for(lambda drains=drains: len(site.begins()) > drains, "the task runs")
         made.drain()

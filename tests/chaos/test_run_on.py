@@ -15,7 +15,6 @@ from mtask.errors import UnavailableError
 from mtask.manager import connect
 from mtask.model import State
 from mtask.worker.supervisor import Options, Worker
-
 from tests.chaos.harness import TASKS, Site, check, exists, wait_for
 
 
@@ -69,7 +68,7 @@ def test_an_outage_in_the_middle_loses_nothing(tmp_path: Path, which: str) -> No
         rows = [{"x": x, "log": str(log), "seconds": 0.002} for x in range(800)]
         bag = manager.submit(rows, call=f"{TASKS}:work", bag="bag", lease_s=1.0, per_message=5)
         worker = Worker(queue, table, Options(slots=2), say=said.append)  # type: ignore[arg-type]
-        thread = threading.Thread(target=worker.run)
+        thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         try:
             wait_for(lambda: bag.counts().done >= 200, "it is in the middle")
@@ -110,7 +109,9 @@ def test_a_cancelled_bag_stops_within_seconds_and_no_other(site: Site) -> None:
     cancelled.cancel()
     commands.cancel()
     took_s = wait_for(
-        lambda: sum(map(exists, children)) <= 1 and not any(exists(int(pid)) for pid in pids.read_text().split()),
+        lambda: (
+            sum(map(exists, children)) <= 1 and not any(exists(int(pid)) for pid in pids.read_text().split())
+        ),
         "all that ran of it has ended",
     )
     assert took_s < 8

@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from mtask.model import Reason, State
-
 from tests.chaos.harness import Site, check, exists, wait_for
 
 LEASE_S = 3.0

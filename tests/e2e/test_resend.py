@@ -19,7 +19,10 @@ def bag(command):
         "    if x % 5 == 0:\n        raise OSError(f'{x} is gone')\n    return x\n",
     )
     command.write("t.csv", "x\n" + "".join(f"{n}\n" for n in range(20)))
-    assert command("run", "t.csv", "--call", "m:f", "--bag", "b", "--retries", "0", "--per-message", "4").code == 1
+    assert (
+        command("run", "t.csv", "--call", "m:f", "--bag", "b", "--retries", "0", "--per-message", "4").code
+        == 1
+    )
     return command
 
 

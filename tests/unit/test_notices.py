@@ -125,7 +125,9 @@ def test_the_cloud_is_found_by_asking(service: type[Metadata], name: str, kind: 
     assert isinstance(find_cloud(), kind)
 
 
-def test_no_cloud_is_found_where_nothing_answers(service: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cloud_is_found_where_nothing_answers(
+    service: type[Metadata], monkeypatch: pytest.MonkeyPatch
+) -> None:
     service.cloud = "ec2"
     for name in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "GCE_METADATA_HOST", "MTASK_AZURE_METADATA_ENDPOINT"):
         monkeypatch.setenv(name, "127.0.0.1:1")

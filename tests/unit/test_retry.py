@@ -2,21 +2,60 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtask.model import Spec
-from mtask.retry import backoff_s, is_last
+from mtask.model import Failure, Reason, Result, Spec
+from mtask.retry import backoff_s, is_last, pause_s
 
 
 def a_spec(**fields: object) -> Spec:
     return Spec(kind="call", target=("m:f",), **fields)  # type: ignore[arg-type]
 
 
+def a_failure(attempt: int = 1, exit_code: int | None = None, **fields: object) -> Result:
+    error = Failure(**{"reason": Reason.EXIT, "type": "exit", "message": "", **fields})  # type: ignore[arg-type]
+    return Result.failed("b", 0, error, attempt=attempt, exit_code=exit_code)
+
+
+@pytest.mark.parametrize(
+    ("spec", "failure", "last"),
+    [
+        ({}, {"final": True}, True),
+        ({"retry_on": ("75",)}, {"exit_code": 75}, False),
+        ({"retry_on": ("75",)}, {"exit_code": 1}, True),
+        ({"no_retry": ("2",)}, {"exit_code": 2}, True),
+        ({"no_retry": ("2",)}, {"exit_code": 3}, False),
+        ({"retry_on": ("timeout",)}, {"reason": Reason.TIMEOUT, "type": "timeout"}, False),
+        ({"retry_on": ("SIGSEGV",)}, {"reason": Reason.SIGNAL, "type": "SIGSEGV", "exit_code": -11}, False),
+        (
+            {"retry_on": ("signal",), "no_retry": ("SIGSEGV",)},
+            {"reason": Reason.SIGNAL, "type": "SIGSEGV"},
+            True,
+        ),
+        (
+            {"retry_on": ("OSError",)},
+            {"reason": Reason.RAISED, "type": "ValueError"},
+            False,
+        ),  # the child judged
+    ],
+)
+def test_the_spec_chooses_which_failures_are_tried_again(spec: dict, failure: dict, last: bool) -> None:
+    assert is_last(a_spec(**spec), a_failure(**failure)) is last
+
+
+def test_a_task_may_choose_its_pause() -> None:
+    assert pause_s(a_spec(), a_failure(retry_after_s=17.0)) == 17
+    assert pause_s(a_spec(backoff_s=0.0, backoff_max_s=0.0), a_failure()) == 0
+
+
 @given(st.integers(0, 20))
 def test_a_task_has_one_attempt_more_than_retries(retries: int) -> None:
     spec = a_spec(retries=retries)
-    assert [is_last(spec, attempt) for attempt in range(1, retries + 2)] == [False] * retries + [True]
+    assert [is_last(spec, a_failure(attempt)) for attempt in range(1, retries + 2)] == [False] * retries + [
+        True
+    ]
 
 
 @given(st.integers(1, 10**6), st.floats(0, 100), st.floats(0, 10**4), st.integers())

@@ -37,7 +37,9 @@ def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
 
 def test_a_frame_that_is_cut_off_never_comes_out() -> None:
     reader = Frames()
-    assert reader.feed(frame(RESULTS, 1, 2, b"[1]") + frame(ENDED, 1, 3, b"[2]")[:-1]) == [(RESULTS, 1, 2, b"[1]")]
+    assert reader.feed(frame(RESULTS, 1, 2, b"[1]") + frame(ENDED, 1, 3, b"[2]")[:-1]) == [
+        (RESULTS, 1, 2, b"[1]")
+    ]
     assert reader.feed(b"") == []
 
 

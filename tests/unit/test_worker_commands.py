@@ -20,7 +20,6 @@ from mtask.template import Template
 from mtask.worker import runner
 from mtask.worker.commands import CommandRunner
 from mtask.worker.held import Held, Job
-
 from tests.unit.worker_kit import FakeHost, Place, exists, held_of, wait_until
 
 
@@ -31,7 +30,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(manager)
 
 
-def run(place: Place, command: str, *rows: dict[str, object], shell: bool = False, **options: object) -> list[Result]:
+def run(
+    place: Place, command: str, *rows: dict[str, object], shell: bool = False, **options: object
+) -> list[Result]:
     what = {"shell" if shell else "run": command}
     worker_options = {key: options.pop(key) for key in ["slots", "split_after_s"] if key in options}
     return place.work(place.submit_command(rows or [{"x": 1}], **what, **options), **worker_options)
@@ -121,7 +122,10 @@ def test_what_is_recorded_of_a_command(place: Place) -> None:
 def test_an_exit_status_is_a_failure_with_the_last_line_of_stderr(place: Place) -> None:
     (result,) = run(place, "echo first >&2; echo 'no such genome' >&2; exit 42", shell=True)
     assert (result.state, result.exit_code) == (State.FAILED, 42)
-    assert (failure(result).reason, failure(result).message) == (Reason.EXIT, "exit status 42: no such genome")
+    assert (failure(result).reason, failure(result).message) == (
+        Reason.EXIT,
+        "exit status 42: no such genome",
+    )
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM", "SIGUSR1"])
@@ -133,7 +137,9 @@ def test_a_signal_is_named(place: Place, name: str) -> None:
 
 def test_a_program_that_isnt_there_fails_to_start(place: Place, tmp_path: Path) -> None:
     (tmp_path / "not executable").write_text("#!/bin/sh\n")
-    results = run(place, "{x}", {"x": "/no/such/program"}, {"x": str(tmp_path / "not executable")}, {"x": "true"})
+    results = run(
+        place, "{x}", {"x": "/no/such/program"}, {"x": str(tmp_path / "not executable")}, {"x": "true"}
+    )
     assert [result.state for result in results] == [State.FAILED, State.FAILED, State.DONE]
     assert failure(results[0]).reason is Reason.START
     assert failure(results[0]).message == "can't start '/no/such/program': No such file or directory"
@@ -194,7 +200,9 @@ def test_a_command_may_do_anything_to_its_scratch_directory(place: Place, tmp_pa
     precious.mkdir()
     (precious / "file").touch()
     script = f'[ -z "$(ls -A "$TMPDIR")" ] || exit 1; touch "$TMPDIR/x" || exit 2; {deed}; exit 0'
-    results = run(place, script, *[{"x": x, "precious": str(precious)} for x in range(3)], shell=True, per_message=3)
+    results = run(
+        place, script, *[{"x": x, "precious": str(precious)} for x in range(3)], shell=True, per_message=3
+    )
     assert [result.exit_code for result in results] == [0, 0, 0]
     assert (precious / "file").exists()
 
@@ -221,7 +229,9 @@ def test_a_command_over_its_time_gets_sigterm_first(place: Place) -> None:
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_who_doesnt_hear_sigterm_is_killed_with_children_and_grandchildren(place: Place, tmp_path: Path) -> None:
+def test_who_doesnt_hear_sigterm_is_killed_with_children_and_grandchildren(
+    place: Place, tmp_path: Path
+) -> None:
     pids = tmp_path / "pids"
     script = f"""
         trap '' TERM

@@ -21,13 +21,14 @@ from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Held, Job
 from mtask.worker.runner import Cause
 from mtask.worker.wire import Cell
-
 from tests.unit.worker_kit import TASKS, FakeHost, exists, held_of, wait_until
 
 numbers = itertools.count()
 
 
-def held(rows: list[list[object]], function: str = "double", *, columns: tuple[str, ...] = ("x",), **spec: object) -> Held:
+def held(
+    rows: list[list[object]], function: str = "double", *, columns: tuple[str, ...] = ("x",), **spec: object
+) -> Held:
     made = held_of(len(rows), target=(f"{TASKS}:{function}",), **spec)
     raw = msgspec.Raw(msgspec.json.encode(rows))
     message = msgspec.structs.replace(made.message, rows=raw, columns=columns, uid=f"uid{next(numbers)}")
@@ -179,7 +180,9 @@ def test_cuts_at_any_moment_lose_and_double_nothing(bench: Bench) -> None:
         rests += bench.host.left
         for each in jobs:
             # all three count their tasks from 0: told apart by what is left of each
-            mine = [offset for rest in rests if rest.held is each.held for offset in range(rest.got, rest.stop)]
+            mine = [
+                offset for rest in rests if rest.held is each.held for offset in range(rest.got, rest.stop)
+            ]
             assert len(mine) == len(set(mine))
         total = sum(each.held.message.count for each in jobs)
         assert len(bench.host.results) + len(offsets(rests)) == total

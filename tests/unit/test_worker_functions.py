@@ -15,7 +15,6 @@ from mtask.errors import BackendError
 from mtask.manager import connect
 from mtask.model import Reason, Result, State
 from mtask.worker import functions
-
 from tests.unit.worker_kit import Place, exists, wait_until, watchdog
 
 
@@ -226,7 +225,7 @@ def test_children_that_never_come_up_stop_the_worker_with_what_they_said(
 ) -> None:
     monkeypatch.setattr(functions, "_START", "import sys; sys.exit('no licence')")
     place.submit("double", [{"x": 1}])
-    with watchdog(), pytest.raises(BackendError, match="die at once.*exit status 1.*no licence"):
+    with watchdog(), pytest.raises(BackendError, match=r"die at once.*exit status 1.*no licence"):
         place.worker().run()
     assert place.queue.depth().ready == 1, "the message is given back"
 

@@ -16,7 +16,6 @@ from mtask.queue import Extension, QueueLimits
 from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
-
 from tests.unit.worker_kit import held_of, wait_until
 
 LIMITS = QueueLimits(message_bytes=10**6, send_batch=10, receive_batch=10)
@@ -110,7 +109,10 @@ def test_an_extension_that_fails_is_tried_again_and_said_once(kept: Kept) -> Non
     kept.queue.away = False
     wait_until(lambda: held.delivery.token != 1)
     assert kept.lost == []
-    assert [text.partition(" ")[2][:20] for text in kept.said] == ["queue doesn't answer", "queue answers again "]
+    assert [text.partition(" ")[2][:20] for text in kept.said] == [
+        "queue doesn't answer",
+        "queue answers again ",
+    ]
 
 
 def test_a_lease_is_given_up_only_when_it_is_over(kept: Kept) -> None:

@@ -20,7 +20,6 @@ from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
-
 from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
 
 
@@ -153,7 +152,9 @@ def test_rows_that_were_too_big_are_read_from_the_block(bench: Bench) -> None:
     assert msgspec.json.decode(Message.decode(bench.jobs[0].held.body).rows) == [["b"], ["c"]]
 
 
-@pytest.mark.parametrize(("bag_s", "worker_s", "wanted_s"), [(3.0, None, 3.0), (3.0, 7.0, 7.0), (600.0, None, 600.0)])
+@pytest.mark.parametrize(
+    ("bag_s", "worker_s", "wanted_s"), [(3.0, None, 3.0), (3.0, 7.0, 7.0), (600.0, None, 600.0)]
+)
 def test_the_lease_is_the_bags_or_the_workers(
     place: Place, bag_s: float, worker_s: float | None, wanted_s: float
 ) -> None:
@@ -317,7 +318,16 @@ def test_a_worker_that_gave_a_message_back_did_not_die(bench: Bench) -> None:
 
 # -- what can't be read -----------------------------------------------------------------------------
 
-GOOD = {"v": 1, "bag": "bag", "uid": "uid", "block": 0, "first": 0, "count": 2, "columns": ["x"], "rows": [[1], [2]]}
+GOOD = {
+    "v": 1,
+    "bag": "bag",
+    "uid": "uid",
+    "block": 0,
+    "first": 0,
+    "count": 2,
+    "columns": ["x"],
+    "rows": [[1], [2]],
+}
 
 
 def changed(**changes: Any) -> bytes:

@@ -17,7 +17,6 @@ from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.recorder import MOST_RESULTS, Recorder
-
 from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
 
 RAISED = Failure(reason=Reason.RAISED, type="ValueError", message="no")

@@ -17,7 +17,6 @@ from mtask.manager import connect
 from mtask.model import State
 from mtask.worker import supervisor
 from mtask.worker.supervisor import Worker
-
 from tests.unit.worker_kit import Place, Wrapper, exists, failing, unavailable, wait_until, watchdog
 
 
@@ -62,7 +61,7 @@ class Run:
     def __init__(self, worker: Worker, **arguments: Any) -> None:
         self.worker = worker
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, kwargs=arguments)
+        self.thread = threading.Thread(target=self._run, kwargs=arguments, daemon=True)
         self.thread.start()
 
     def _run(self, **arguments: Any) -> None:
@@ -317,7 +316,10 @@ def test_the_exit_code_of_a_worker_that_can_run_nothing(tmp_path: Path) -> None:
     import sys
 
     (tmp_path / "f.py").write_text("def f(x): return x\n")
-    env = os.environ | {"MTASK_QUEUE": f"sqlite:///{tmp_path}/m.db", "MTASK_TABLE": f"sqlite:///{tmp_path}/m.db"}
+    env = os.environ | {
+        "MTASK_QUEUE": f"sqlite:///{tmp_path}/m.db",
+        "MTASK_TABLE": f"sqlite:///{tmp_path}/m.db",
+    }
     with connect(env["MTASK_QUEUE"], env["MTASK_TABLE"]) as manager:
         manager.submit([{"x": 1}], call=f"{tmp_path}/f.py:f", bag="bag")
     code = (
@@ -325,6 +327,8 @@ def test_the_exit_code_of_a_worker_that_can_run_nothing(tmp_path: Path) -> None:
         "import sys; sys.argv[1:] = ['worker', '-j', '1'];"
         "import mtask.cli; mtask.cli.main()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=30
+    )
     assert ended.returncode == BackendError.exit_code
     assert b"no licence" in ended.stderr

@@ -67,7 +67,10 @@ class Place:
 
     def worker(self, *, queue: Queue | None = None, table: Any = None, **options: Any) -> Worker:
         return Worker(
-            queue or self.queue, table or self.table, Options(**({"slots": 1} | options)), say=self.said.append
+            queue or self.queue,
+            table or self.table,
+            Options(**({"slots": 1} | options)),
+            say=self.said.append,
         )
 
     def work(self, bag: BagHandle, **options: Any) -> list[Result]:
@@ -88,7 +91,7 @@ class Place:
             except BaseException as error:
                 errors.append(error)
 
-        thread = threading.Thread(target=run, name="worker")
+        thread = threading.Thread(target=run, name="worker", daemon=True)
         thread.start()
         try:
             yield made

@@ -135,7 +135,9 @@ def closes(x: str) -> str:
         os.close(2)
     elif x == "fd, file":
         os.close(1)
-        kept.append(open("/dev/shm/mtask-test-kept" if os.path.isdir("/dev/shm") else "/tmp/mtask-kept", "wb"))
+        kept.append(
+            open("/dev/shm/mtask-test-kept" if os.path.isdir("/dev/shm") else "/tmp/mtask-kept", "wb")
+        )
     elif x == "stream":
         sys.stdout.close()
         sys.stderr.close()
@@ -233,7 +235,7 @@ def stops(x: str) -> str:
         signal.signal(signal.SIGTERM, lambda *_: told.set())
         told.wait(600)
     elif x == "with a process":
-        subprocess.run(["sh", "-c", "trap '' TERM; sleep 600"])  # noqa: PLW1510
+        subprocess.run(["sh", "-c", "trap '' TERM; sleep 600"])
     return x
 
 
