@@ -1,0 +1,12 @@
+"""Temporary folders of tests are in memory where that is possible: a slow disk makes no test slow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+MEMORY = "/dev/shm"
+LEAST_FREE_BYTES = 1 << 30
+
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > LEAST_FREE_BYTES:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
