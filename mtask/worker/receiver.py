@@ -54,6 +54,7 @@ class Receiver(Service):
         self._lease_s = lease_s
         self._next_lease_s = lease_s or DEFAULT_LEASE_S
         self._want = self._rounds = 0
+        self._asking = False
         self._wake = threading.Condition()
         self._stopped = threading.Event()
 
@@ -67,6 +68,11 @@ class Receiver(Service):
                 self._want = messages
                 self._wake.notify()
 
+    def quiet(self, rounds: int) -> bool:
+        """Is nothing asked for, and nothing on its way to one who has seen so many `rounds`?"""
+        with self._wake:
+            return rounds == self._rounds and self._want <= 0 and not self._asking
+
     def stop(self) -> None:
         """Receive no more; the thread ends after the present request."""
         with self._wake:
@@ -78,10 +84,12 @@ class Receiver(Service):
         pause_s = 0.1
         while True:
             with self._wake:
+                self._asking = False
                 while not self._stopped.is_set() and self._want <= 0:
                     self._wake.wait()
                 if self._stopped.is_set():
                     return
+                self._asking = True
                 want = min(self._want, limits.receive_batch)
             asked_s, lease_s = time.monotonic(), min(self._next_lease_s, limits.lease_s)
             # A lease may begin with the request or with the answer: it must be long enough for both.

@@ -56,7 +56,7 @@ class Recorder(Service):
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
         self._on_written = on_written
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
-        self._waiting = self._waiting_bytes = 0
+        self._unwritten = self._waiting = self._waiting_bytes = 0
         self._lock = threading.Lock()
         self._give_up_s = math.inf
         self._hurry = threading.Event()
@@ -128,12 +128,17 @@ class Recorder(Service):
         """Is so much waiting that the worker should take nothing more?"""
         return self._waiting >= MOST_RESULTS or self._waiting_bytes >= MOST_BYTES
 
+    def quiet(self) -> bool:
+        """Is all that it was told written?"""
+        return not self._unwritten
+
     def _put(self, item: Item) -> None:
         self._count(item, 1)
         self._items.put(item)
 
     def _count(self, item: Item, sign: int) -> None:
         with self._lock:
+            self._unwritten += sign
             self._waiting += sign * (len(item.results) + len(item.attempts))
             self._waiting_bytes += sign * item.size_bytes
 

@@ -259,21 +259,26 @@ class Worker:
         """A task with which nearly enough workers have died runs alone, so that no neighbour is taken
         for its cause. True: nothing else is to be started now."""
         busy = [slot for slot in self.slots if slot.jobs]
-        if any(job.held.is_suspect for slot in busy for job in slot.jobs):
-            return True
-        suspect = next((job for job in self._ready if job.held.is_suspect), None)
-        if suspect is None:
+        runs = any(job.held.is_suspect for slot in busy for job in slot.jobs)
+        suspect = None if runs else next((job for job in self._ready if job.held.is_suspect), None)
+        if not runs and suspect is None:
             return False
         self._receiver.want(0, self._rounds)
-        self._ready.remove(suspect)
-        free = next((slot for slot in self.slots if not slot.jobs and not slot.retiring), None)
-        if busy or free is None:
-            self._ready.append(suspect)
+        for job in [job for job in self._ready if job is not suspect and self._may_give_back(job)]:
+            self._ready.remove(job)
+            self._give_back(job)
+        free = next((slot for slot in self.slots if not slot.retiring), None)
+        if suspect is None or busy or free is None:
             return True
-        while self._ready:
-            self._give_back(self._ready.popleft())
-        free.start(suspect)
+        first = next((job for job in self._ready if job is not suspect), suspect)
+        # What is on its way in, or not yet given back, would be counted as dead with the suspect.
+        if first is not suspect or (self._receiver.quiet(self._rounds) and self._recorder.quiet()):
+            self._ready.remove(first)
+            free.start(first)
         return True
+
+    def _may_give_back(self, job: Job) -> bool:
+        return job.whole or self.queue.limits.workers_send
 
     def _tick(self, now_s: float) -> None:
         for slot in self.slots:
@@ -291,9 +296,8 @@ class Worker:
             len(self._ready) > idle
             and not self._ready[-1].held.is_suspect
             and now_s - self._ready[-1].ready_s > STUCK_S
+            and self._may_give_back(self._ready[-1])
         ):
-            if not (self._ready[-1].whole or self.queue.limits.workers_send):
-                break
             self._give_back(self._ready.pop())
 
     def _relieve(self, runner: Runner) -> None:

@@ -29,9 +29,10 @@ def wait(x: int, log: str, gate: str) -> int:
     return x
 
 
-def kill_the_worker(x: int, log: str, poison: int) -> int:
+def kill_the_worker(x: int, log: str, poison: int, seconds: float) -> int:
     _begin(x, log)
     if x == poison:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
+    time.sleep(seconds)
     return x

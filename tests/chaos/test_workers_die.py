@@ -35,21 +35,23 @@ def test_a_killed_worker_loses_nothing(site: Site, per_message: int | None) -> N
     assert other.exit_code() == 0
 
 
-def test_a_task_that_kills_its_workers_ends_and_its_neighbours_are_done(site: Site) -> None:
-    """A poison task in a message with others: three workers die of it, then it is given up as lost."""
-    poison, count = 5, 12
-    bag = site.submit(
-        "kill_the_worker", count, lease_s=1.0, per_message=count, max_deliveries=3, retries=2, poison=poison
-    )
+@pytest.mark.parametrize(("slots", "per_message", "seconds"), [(1, 12, 0.0), (4, 12, 0.1), (4, 1, 0.1)])
+def test_a_task_that_kills_its_workers_ends_and_its_neighbours_are_done(
+    site: Site, slots: int, per_message: int, seconds: float
+) -> None:
+    """A poison task among others, in their message or beside it: three workers die of it, then it is
+    given up as lost, and it alone."""
+    poison, options = 5, {"per_message": per_message, "max_deliveries": 3, "retries": 2}
+    bag = site.submit("kill_the_worker", 12, lease_s=1.0, poison=poison, seconds=seconds, **options)
     deaths = 0
-    worker = site.start_worker("-j", "1")
+    worker = site.start_worker("-j", str(slots))
     began_s = time.monotonic()
     while not bag.finished():
         assert time.monotonic() - began_s < 30
         if not worker.alive:
             assert worker.exit_code() == -9
             deaths += 1
-            worker = site.start_worker("-j", "1")
+            worker = site.start_worker("-j", str(slots))
         time.sleep(0.01)
 
     results = check(bag)

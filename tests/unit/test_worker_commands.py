@@ -190,6 +190,7 @@ def test_each_command_finds_an_empty_scratch_directory(place: Place) -> None:
     [
         'rm -rf "$TMPDIR"',
         'rm -rf "$TMPDIR"; ln -s "$precious" "$TMPDIR"',
+        'rm -rf "$TMPDIR"; ln -s "$precious/empty" "$TMPDIR"',
         'rm -rf "$TMPDIR"; touch "$TMPDIR"',
         'mkdir "$TMPDIR/a"; touch "$TMPDIR/a/b"; chmod 500 "$TMPDIR/a"',
         'chmod 0 "$TMPDIR"',
@@ -197,7 +198,7 @@ def test_each_command_finds_an_empty_scratch_directory(place: Place) -> None:
 )
 def test_a_command_may_do_anything_to_its_scratch_directory(place: Place, tmp_path: Path, deed: str) -> None:
     precious = tmp_path / "precious"
-    precious.mkdir()
+    (precious / "empty").mkdir(parents=True)
     (precious / "file").touch()
     script = f'[ -z "$(ls -A "$TMPDIR")" ] || exit 1; touch "$TMPDIR/x" || exit 2; {deed}; exit 0'
     results = run(
@@ -205,6 +206,7 @@ def test_a_command_may_do_anything_to_its_scratch_directory(place: Place, tmp_pa
     )
     assert [result.exit_code for result in results] == [0, 0, 0]
     assert (precious / "file").exists()
+    assert list((precious / "empty").iterdir()) == []
 
 
 def test_what_a_command_knows_of_itself(place: Place) -> None:

@@ -316,6 +316,20 @@ def test_a_worker_that_gave_a_message_back_did_not_die(bench: Bench) -> None:
     assert bench.jobs[0].held.deaths == 0
 
 
+def test_it_is_quiet_when_nothing_is_on_its_way(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    assert bench.receiver.quiet(0)
+    bench.start()
+    bench.receiver.want(1, 0)
+    assert not bench.receiver.quiet(0), "it asks"
+    bench.receiver.want(0, 0)
+    wait_until(lambda: bench.receiver.quiet(0))
+    bench.send()
+    bench.receive()
+    assert not bench.receiver.quiet(0), "not to one who hasn't seen that message"
+    wait_until(lambda: bench.receiver.quiet(1))
+
+
 # -- what can't be read -----------------------------------------------------------------------------
 
 GOOD = {

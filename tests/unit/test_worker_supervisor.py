@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from mtask.errors import BackendError, UnavailableError
 from mtask.manager import connect
 from mtask.model import State
 from mtask.worker import supervisor
+from mtask.worker.held import Job
 from mtask.worker.supervisor import Worker
-from tests.unit.worker_kit import Place, Wrapper, exists, failing, unavailable, wait_until, watchdog
+from tests.unit.worker_kit import Place, Wrapper, exists, failing, held_of, unavailable, wait_until, watchdog
 
 
 @pytest.fixture
@@ -226,17 +228,33 @@ def test_a_queue_that_workers_cant_send_to_gets_the_message_back_as_a_whole_at_t
     assert queue.called("send") == []
 
 
-def test_memory_doesnt_grow_while_a_long_task_holds_back_its_message(
-    place: Place, queue: Wrapper, gate: Path
-) -> None:
-    queue.limits = msgspec.structs.replace(place.queue.limits, workers_send=False)
-    waiting(place, gate, 3, per_message=3)
-    with place.working(queue=queue, split_after_s=0.0) as worker:  # type: ignore[arg-type]
-        wait_until(lambda: begun(gate))
-        time.sleep(1.5)
-        runner: Any = worker.slots[0].runner
-        assert len(runner.jobs) == 1
-        assert not runner._unwritten
+def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: Place) -> None:
+    """It waits behind its own long task, and each cut would write it into the child's pipe once more."""
+    held, other = held_of(3), held_of(3)
+
+    class Busy:
+        """Runs task 0 of a message for a second, with the rest of that message behind it."""
+
+        def __init__(self) -> None:
+            self.jobs, self.cuts = deque([Job(held, 0, 1), Job(held, 1, 3)]), 0
+
+        def running(self) -> tuple[Job, int, float]:
+            return self.jobs[0], 0, 1.0
+
+        def cut(self) -> list[Job]:
+            self.cuts += 1
+            return []
+
+    runner: Any = Busy()
+    made = place.worker(split_after_s=60)
+    made._relieve(runner)
+    assert runner.cuts == 0
+    runner.jobs.append(Job(other, 0, 3))
+    made._relieve(runner)
+    assert runner.cuts == 1, "but what waits of another message is taken"
+    made.drain()
+    with watchdog():
+        made.run()
 
 
 def test_a_task_that_wants_no_signal_is_killed_in_time(place: Place) -> None:

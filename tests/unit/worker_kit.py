@@ -179,6 +179,7 @@ class FakeHost:
 
         self.selector = selectors.DefaultSelector()
         self.name, self.path, self.notes = "host", (), Notes(lambda text: None)
+        self.checkpoints = ".mtask/checkpoints"
         self.results: list[Result] = []
         self.left: list[Job] = []
         self.bad: list[tuple[Job, str]] = []
