@@ -15,8 +15,12 @@ from benchmarks.measure import Measurement, machine
 
 @click.command(help=__doc__)
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)))
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Medians are of so many.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write machine and figures to this file.")
+@click.option(
+    "--repeats", default=5, show_default=True, type=click.IntRange(1), help="Medians are of so many."
+)
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), help="Write machine and figures to this file."
+)
 def main(cases: tuple[str, ...], repeats: int, path: Path | None) -> None:
     found = [measurement for case in cases or CASES for measurement in CASES[case](repeats)]
     show(found)

@@ -88,7 +88,11 @@ def run_mtask(folder: Path, *arguments: str) -> Run:
 
 def machine() -> dict[str, object]:
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {

@@ -1,5 +1,5 @@
 """What the benchmarks run: nothing, so that only mtask's own time is measured."""
 
 
-def noop(number: int, name: str, weight: float) -> int:
+def noop(number: int, name: str, weight: float) -> int:  # noqa: ARG001
     return number

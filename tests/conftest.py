@@ -10,3 +10,5 @@ LEAST_FREE_BYTES = 1 << 30
 
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > LEAST_FREE_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+# Tests that want notices of a cloud start their own metadata service.
+os.environ.setdefault("MTASK_NOTICES", "off")

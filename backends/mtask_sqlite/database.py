@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar, TypeVar
 
-from mtask.errors import BackendError, MtaskError, StorageFullError, UnavailableError, UnusableError
+from mtask.errors import BackendError, StorageFullError, UnavailableError, UnusableError
 from mtask_sqlite import schema
 
 __all__ = ["Database"]

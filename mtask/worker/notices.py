@@ -171,6 +171,8 @@ class Azure:
         return status == 200
 
     def poll(self) -> Notice | None:
+        if not self._vm:
+            self.is_here()  # asks for the machine's name
         # The first request of a machine's life switches the service on, which can take minutes.
         status, body, _ = request(self._host, "GET", self._EVENTS, self._HEADERS, timeout_s=150)
         if status != 200:

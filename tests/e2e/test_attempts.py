@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-import mtask
 import pytest
+
+import mtask
 
 
 @pytest.fixture

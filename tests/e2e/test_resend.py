@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import mtask
 import pytest
+
+import mtask
 from mtask.model import BagState, State
 
 

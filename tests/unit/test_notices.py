@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+
 from mtask.worker.notices import Azure, Cloud, Ec2, Google, Notice, Watcher, find_cloud, grace_of
 
 
@@ -63,7 +64,7 @@ class Metadata(BaseHTTPRequestHandler):
         self.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.answer(200)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 
@@ -119,7 +120,7 @@ def announce(service: type[Metadata]) -> None:
     service.changed.set()
 
 
-@pytest.mark.parametrize("name, kind", [("ec2", Ec2), ("google", Google), ("azure", Azure)])
+@pytest.mark.parametrize(("name", "kind"), [("ec2", Ec2), ("google", Google), ("azure", Azure)])
 def test_the_cloud_is_found_by_asking(service: type[Metadata], name: str, kind: type[Cloud]) -> None:
     service.cloud = name
     assert isinstance(find_cloud(), kind)
@@ -134,7 +135,7 @@ def test_no_cloud_is_found_where_nothing_answers(
     assert find_cloud() is None
 
 
-@pytest.mark.parametrize("name, left_s", [("ec2", 120), ("google", 30), ("azure", 40)])
+@pytest.mark.parametrize(("name", "left_s"), [("ec2", 120), ("google", 30), ("azure", 40)])
 def test_a_notice_comes_once_with_the_time_left(service: type[Metadata], name: str, left_s: float) -> None:
     service.cloud = name
     notices: queue.Queue[Notice] = queue.Queue()
@@ -173,6 +174,14 @@ def test_a_recommendation_gives_all_the_time_and_is_said_once(service: type[Meta
     assert notice.left_s is None
     assert grace_of(notice, 30) == float("inf")
     assert cloud.poll() is None
+
+
+def test_the_machines_of_others_are_not_ours(service: type[Metadata]) -> None:
+    service.cloud = "azure"
+    announce(service)
+    notice = Azure().poll()
+    assert notice is not None
+    assert notice.event == "mine"
 
 
 def test_an_expired_token_is_renewed(service: type[Metadata]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mtask import Result, UsageError
 from mtask.model import Failure, Reason
 from mtask.where import FIELDS, parse_where

@@ -481,9 +481,9 @@ def test_a_bag_in_use_is_asked_after_however_long_its_task_runs(
     bag = bench.place.put_bag([[0]])
     bench.bags.of(Message.of(bag, bench.place.block([[0]])))
     monkeypatch.setattr("mtask.worker.bags.KEEP_S", -1)
-    assert bench.bags.refresh({bag.uid}) == set()
+    assert bench.bags.refresh({bag.uid}) == {}
     bench.place.table.update_bag("bag", state=BagState.CANCELLED)
-    assert bench.bags.refresh({bag.uid}) == {bag.uid}
-    assert bench.bags.refresh({bag.uid}) == {bag.uid}
-    assert bench.bags.refresh(set()) == {bag.uid}
-    assert bench.bags.refresh(set()) == set(), "nobody uses it any more"
+    assert bench.bags.refresh({bag.uid}) == {bag.uid: bag.generation}
+    assert bench.bags.refresh({bag.uid}) == {bag.uid: bag.generation}
+    assert bench.bags.refresh(set()) == {bag.uid: bag.generation}
+    assert bench.bags.refresh(set()) == {}, "nobody uses it any more"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -135,9 +136,7 @@ def closes(x: str) -> str:
         os.close(2)
     elif x == "fd, file":
         os.close(1)
-        kept.append(
-            open("/dev/shm/mtask-test-kept" if os.path.isdir("/dev/shm") else "/tmp/mtask-kept", "wb")
-        )
+        kept.append(tempfile.TemporaryFile())
     elif x == "stream":
         sys.stdout.close()
         sys.stderr.close()
