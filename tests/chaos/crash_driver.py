@@ -27,7 +27,6 @@ from mtask_sqlite import Database, SqliteQueue, SqliteTable
 
 TASKS = Path(__file__).with_name("crash_tasks.py")
 MOST_POINTS = 200
-mtask.submit.SEND_BLOCKS = 2
 
 
 class Place:
@@ -190,6 +189,7 @@ def at_point(folder: Path, scenario: str, point: int) -> tuple[bool, list[str]]:
 
 
 def main() -> None:
+    mtask.submit.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     wrong: dict[int, list[str]] = {}
     for point in range(MOST_POINTS):
