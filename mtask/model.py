@@ -114,7 +114,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     no_retry: tuple[str, ...] = ()
     """These are not, even so."""
     expires_s: float | None = None
-    """A task that hasn't started so long after the bag was made ends as `expired`."""
+    """A task that hasn't started so long after the bag was made, or it was sent again by `retry`, ends
+    as `expired`."""
     not_before_at: float | None = None
     """No task starts before (UTC)."""
     memory_bytes: int | None = None
@@ -177,10 +178,6 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at: float = msgspec.field(default_factory=time.time)
     """UTC."""
 
-    @property
-    def expires_at(self) -> float | None:
-        return None if self.spec.expires_s is None else self.created_at + self.spec.expires_s
-
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One row of parameters."""
@@ -233,6 +230,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sent_at: float = 0.0
     not_before: float | None = None
     """Don't start before this time (UTC)."""
+    expires_at: float | None = None
+    """A task that wasn't begun by this time (UTC) is not run."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or min(self.first, self.block, self.attempt, self.deaths) < 0:
@@ -260,6 +259,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             check=check,
             sent_at=round(time.time(), 3),
             not_before=bag.spec.not_before_at,
+            expires_at=None if bag.spec.expires_s is None else bag.created_at + bag.spec.expires_s,
         )
 
     @classmethod

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+
+import msgspec
 
 from mtask.errors import UsageError
 from mtask.model import Bag, BagState, Block, Message, Result, State
@@ -43,6 +46,9 @@ def retry(
     results = table.results(bag.name, states=states, indexes=indexes)
     wanted = (result.index for result in results if where is None or where(result))
     for batch in _batches(_singles(bag, table.blocks(bag.name), wanted)):
+        if bag.spec.expires_s is not None:
+            expires_at = time.time() + bag.spec.expires_s
+            batch = [msgspec.structs.replace(message, expires_at=expires_at) for message in batch]
         # First out of the table: were they sent first, a new failure could be taken for the old one.
         with table.transaction(queue):
             table.retract(bag.name, [message.first for message in batch])

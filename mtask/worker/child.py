@@ -69,7 +69,6 @@ class BagFrame(msgspec.Struct):
 
     uid: str
     spec: Spec
-    expires_at: float | None = None
 
 
 class Child:
@@ -139,8 +138,8 @@ class Child:
         self._mend_outputs()
         caller = self._caller(message)
         self.cpu_s = _cpu_s()  # importing is nobody's
-        bag, self.context.uid = self.bags[message.uid], message.uid
-        expires_at = None if message.attempt else bag.expires_at
+        self.context.uid = message.uid
+        expires_at = None if message.attempt else message.expires_at
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
         offset = start
         for offset in range(start, message.count):

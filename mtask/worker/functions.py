@@ -62,7 +62,7 @@ class FunctionRunner(Runner):
                     BAG,
                     0,
                     0,
-                    msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec, expires_at=bag.expires_at)),
+                    msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec)),
                 )
             )
         job.began_s = time.monotonic()

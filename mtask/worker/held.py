@@ -90,8 +90,8 @@ class Held:
     @property
     def is_expired(self) -> bool:
         """Is it too late to begin its tasks? Those that were begun before may be tried again."""
-        expires_at = self.bag.expires_at
-        return expires_at is not None and not self.message.attempt and time.time() > expires_at
+        message = self.message
+        return message.expires_at is not None and not message.attempt and time.time() > message.expires_at
 
     def expired(self, index: int, worker: str) -> Result:
         """The row of a task that was not begun in time."""

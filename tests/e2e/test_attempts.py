@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 
 import mtask
+from mtask.model import Message
 
 
 @pytest.fixture
@@ -67,6 +69,23 @@ def test_tasks_that_have_not_started_expire(command):
             "not started within 0.01 s of its submit"
         ] * 2
     assert "2 × not started within" in command("status", "b").out
+
+
+def test_what_expired_can_be_sent_again_and_has_its_time_anew(command):
+    command.write("t.csv", "x\n1\n2\n")
+    command("submit", "t.csv", "--run", "echo {x}", "--bag", "b", "--expires", "5")
+    with mtask.connect() as mt:
+        deliveries = mt.queue.receive(max_messages=9, lease_s=60, wait_s=1)
+        late = [msgspec.structs.replace(Message.decode(d.body), expires_at=1.0) for d in deliveries]
+        mt.queue.delete(deliveries)
+        mt.queue.send(late)
+    command("worker", "--idle-exit", "0.2")
+    with mtask.connect() as mt:
+        assert mt.bag("b").counts().expired == 2
+    command("retry", "b")
+    command("worker", "--idle-exit", "0.2")
+    with mtask.connect() as mt:
+        assert mt.bag("b").counts() == mtask.Counts(total=2, done=2)
 
 
 @pytest.mark.parametrize("how", ["call", "shell"])
