@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sqlite3
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=signals_as_usual,
         )
         self.started.append(process)
         return process
@@ -118,3 +120,9 @@ def command(
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+def signals_as_usual() -> None:
+    """These tests may have been started by nohup, or in the background of a shell."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests.e2e.conftest import signals_as_usual
+
 FUNCTIONS = """
 import os, pathlib, time
 
@@ -70,8 +72,7 @@ def test_before_all_was_read(command):
         [sys.executable, "-m", "mtask", "submit", "-", "--call", "m:add"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # It is ignored by what a shell starts in the background, these tests among it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=signals_as_usual,
     )
     command.started.append(process)
     process.stdin.write(b"x\n" + b"1\n" * 500_000)  # returns when most of it was read
