@@ -1,13 +1,15 @@
 """What a task may ask and say while it runs: `mtask.stopping`, `checkpoint_dir`, `Retry`, `Fail`.
 
 Outside a task, `stopping` is False and `checkpoint_dir` raises UsageError. A command finds the same
-in its environment: MTASK_CHECKPOINT_DIR; and SIGTERM tells it to stop.
+in its environment: MTASK_CHECKPOINT_DIR, a place that it makes itself; and SIGTERM tells it to stop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -54,15 +56,15 @@ def set_context(context: Context | None) -> None:
 
 
 def stopping() -> bool:
-    """Is the worker about to stop? A long task should save its state then, and return or go on;
-    what isn't finished within the grace is ended, and started again elsewhere."""
+    """Is the worker about to stop? A long task should save its state then, and go on: what isn't finished
+    within the grace is ended, and started again elsewhere. What it returns is its value, also now."""
     return _current is not None and _current.stopping()
 
 
 def checkpoint_dir() -> str:
     """A folder (or an fsspec URL, if the worker was given one) that the next attempt of this task
     finds again, wherever it runs, if it is on storage that all workers see. It is removed when the
-    task is done. Raises UsageError outside of a task."""
+    task is done. Raises UsageError outside of a task, and when nothing can be saved there."""
     if _current is None:
         raise UsageError("checkpoint_dir is for tasks: there is none outside of one")
     _current.has_checkpoint = True
@@ -71,16 +73,39 @@ def checkpoint_dir() -> str:
     return place
 
 
+def rooted(checkpoints: str) -> str:
+    """The same place, whatever becomes of the working directory."""
+    return checkpoints if "://" in checkpoints else os.path.abspath(checkpoints)
+
+
 def place_of(checkpoints: str, uid: str, index: int) -> str:
     """The task's own place below `checkpoints`."""
-    return f"{checkpoints.rstrip('/')}/{uid}/{index}"
+    slash = "" if checkpoints.endswith("/") else "/"
+    return f"{checkpoints}{slash}{uid}/{index}"
+
+
+def check(checkpoints: str) -> None:
+    """Raises UsageError where nothing can be saved, before every task fails of it."""
+    make(checkpoints)
+    probe = f"probe-{os.urandom(8).hex()}"
+    with _told(checkpoints):
+        if "://" not in checkpoints:
+            with open(os.path.join(checkpoints, probe), "x") as file:
+                os.unlink(file.name)
+        else:
+            filesystem, path = _filesystem(checkpoints)
+            filesystem.pipe_file(f"{path}/{probe}", b"probe")
+            filesystem.rm_file(f"{path}/{probe}")
 
 
 def make(place: str) -> None:
-    if "://" not in place:
-        os.makedirs(place, exist_ok=True)
-        return
-    _filesystem(place).makedirs(place, exist_ok=True)
+    """Raises UsageError."""
+    with _told(place):
+        if "://" not in place:
+            os.makedirs(place, exist_ok=True)
+        else:
+            filesystem, path = _filesystem(place)
+            filesystem.makedirs(path, exist_ok=True)
 
 
 def remove(place: str) -> None:
@@ -91,14 +116,25 @@ def remove(place: str) -> None:
 
             shutil.rmtree(place, ignore_errors=True)
         return
-    filesystem = _filesystem(place)
-    if filesystem.exists(place):
-        filesystem.rm(place, recursive=True)
+    filesystem, path = _filesystem(place)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm(path, recursive=True)
 
 
-def _filesystem(url: str):  # type: ignore[no-untyped-def]
+@contextlib.contextmanager
+def _told(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a file system may raise what it likes
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"no checkpoint can be saved in {place}: {said or type(error).__name__}") from error
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """An fsspec file system, and the path in it."""
     try:
         import fsspec
     except ModuleNotFoundError:
-        raise UsageError(f"{url}: checkpoints at a URL need fsspec: pip install fsspec") from None
-    return fsspec.core.url_to_fs(url)[0]
+        raise UsageError("pip install 'mtask[checkpoints]' (fsspec)") from None
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, path

@@ -20,7 +20,9 @@ The keys of a dict are text, or numbers, which become text. Anything else is ref
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -33,7 +35,11 @@ __all__ = ["VALUE_BYTES", "UnstorableValueError", "encode_value", "has_nonfinite
 
 VALUE_BYTES = 256 * 1024
 """Largest value in bytes of JSON. All vendors' rows have a limit (DynamoDB: 400 KB)."""
+MOST_DEPTH = 200
+"""Of lists and objects in each other: whoever reads a value has a limit, which depends on how deep in
+calls they are themselves."""
 _NULL = msgspec.Raw(b"null")
+_NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}"]+')
 _ADVICE = "write it to a file and return its path"
 
 
@@ -57,6 +63,8 @@ def encode_value(value: Any, *, limit_bytes: int = VALUE_BYTES) -> msgspec.Raw:
             f"the function returned {len(encoded):,} bytes of JSON ({_kind(value)}); "
             f"the limit is {limit_bytes:,}: {_ADVICE}"
         )
+    if len(encoded) > 2 * MOST_DEPTH and _depth(encoded) > MOST_DEPTH:
+        raise UnstorableValueError(f"the function returned a value nested more than {MOST_DEPTH} deep")
     return msgspec.Raw(encoded)
 
 
@@ -97,6 +105,12 @@ def has_nonfinite(value: Any) -> bool:
     except (TypeError, ValueError, RecursionError, OverflowError):
         return False
     return type(plain) in (dict, list, float) and has_nonfinite(plain)
+
+
+def _depth(encoded: bytes) -> int:
+    """How deep lists and objects are nested."""
+    brackets = _NO_BRACKETS.sub(b"", encoded)
+    return max(itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
 
 
 def _of_numpy(value: Any) -> Any:

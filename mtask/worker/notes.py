@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -14,10 +15,15 @@ class Notes:
     """Says a trouble once, and how long it took when it ends; safe to call from any thread."""
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self.say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._since: dict[str, float] = {}
         self._said: set[str] = set()
         self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """A full disk, or a terminal that has gone, is no reason to stop working."""
+        with contextlib.suppress(OSError):
+            self._say(text)
 
     def trouble(self, what: str, error: Exception) -> None:
         with self._lock:

@@ -14,10 +14,12 @@ from enum import Enum
 from typing import Any, Protocol
 
 from mtask.model import Failure, Reason, Result
+from mtask.requirements import Capabilities
 from mtask.worker.held import Job
 from mtask.worker.memory import resident_bytes
 from mtask.worker.notes import Notes
 from mtask.worker.output import take_tail, trim
+from mtask.worker.room import Share
 
 __all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "why_it_died"]
 
@@ -34,7 +36,7 @@ class Cause(Enum):
     LOST_LEASE = "its lease was lost"
     CANCELLED = "its bag was cancelled"
     INTERRUPTED = "the worker is stopping"
-    RETIRED = "the child has run enough tasks"
+    RETIRED = "the child has run enough tasks, or holds too much memory"
 
     @property
     def is_failure(self) -> bool:
@@ -78,8 +80,9 @@ class Runner:
     pid = 0
     """Of the process, and process group, that is there; 0: none."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, host: Host, *, machine: Capabilities | None = None) -> None:
+        """`machine`: what the tasks' shares are shares of."""
+        self.host, self._machine = host, machine or Capabilities()
         self.jobs: deque[Job] = deque()
         self._cause: Cause | None = None
         self._meant: tuple[Job, int] | None = None
@@ -117,7 +120,7 @@ class Runner:
         if self._cause is None and timeout_s is not None and since_s > timeout_s:
             self.stop_task(Cause.TIMEOUT)
             self._meant = job, offset
-        memory_bytes = job.held.bag.spec.memory_bytes
+        memory_bytes = job.held.memory_bytes
         if self._cause is None and memory_bytes is not None:
             self._taken_bytes = resident_bytes(self.pid)
             if self._taken_bytes > memory_bytes:
@@ -136,6 +139,14 @@ class Runner:
             self._cause, self._kill_at_s = cause, time.monotonic() + grace_s
             self._signal(signal.SIGTERM)
         self._kill_at_s = min(self._kill_at_s, time.monotonic() + grace_s)
+
+    def suits(self, _share: Share) -> bool:
+        """Can a task with this share be started? If not, the process that is there must be retired before."""
+        return True
+
+    def gpus(self) -> tuple[str, ...]:
+        """On which a process that runs nothing just now may hold memory."""
+        return ()
 
     @property
     def retiring(self) -> bool:
@@ -168,11 +179,12 @@ class Runner:
 
     def _why_stopped(self, job: Job) -> Failure:
         """Of a task that was stopped for a failure of its own."""
-        spec = job.held.bag.spec
         if self._cause is Cause.MEMORY:
-            text = f"took {self._taken_bytes / 1e6:,.0f} MB; it may take {(spec.memory_bytes or 0) / 1e6:,.0f} MB"
+            limit_bytes = job.held.memory_bytes or 0
+            text = f"took {self._taken_bytes / 1e6:,.0f} MB; it may take {limit_bytes / 1e6:,.0f} MB"
             return Failure(reason=Reason.MEMORY, type="memory", message=text)
-        return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {spec.timeout_s:g} s")
+        timeout_s = job.held.bag.spec.timeout_s
+        return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {timeout_s:g} s")
 
     def _over(self, job: Job) -> None:
         """Tell how long the job took, without its wait behind the one before."""

@@ -62,10 +62,11 @@ class Cell:
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING = range(7)
+    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT = range(8)
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
     clock). FILLED: bytes of results in the buffer; FIRST: the first one's offset; PORTION: counts the times
-    the buffer was emptied. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
+    the buffer was emptied; SPENT: 1 when it will begin no other task, and end. The supervisor writes EPOCH,
+    the barrier, and STOPPING: 1 when it drains."""
 
     WORDS = 8
     BUFFER_BYTES = 256 * 1024

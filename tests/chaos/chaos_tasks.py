@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -26,6 +27,22 @@ def wait(x: int, log: str, gate: str) -> int:
     _begin(x, log)
     while not Path(gate).exists():
         time.sleep(0.01)
+    return x
+
+
+def hold_the_lock(x: int, log: str, seconds: int) -> int:
+    """No other thread of this process runs meanwhile: PyDLL keeps the interpreter lock."""
+    _begin(x, log)
+    ctypes.PyDLL(None).sleep(seconds)
+    return x
+
+
+def fail_once(x: int, log: str) -> int:
+    first = Path(f"{log}-failed-{x}")
+    _begin(x, log)
+    if not first.exists():
+        first.touch()
+        raise ValueError("once")
     return x
 
 

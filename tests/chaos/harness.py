@@ -16,6 +16,7 @@ from mtask.manager import BagHandle, connect
 from mtask.model import Result
 
 TASKS = Path(__file__).with_name("chaos_tasks.py")
+CLOCK = Path(__file__).with_name("clock")
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 20) -> float:
@@ -39,9 +40,10 @@ class WorkerProcess:
 
     def __init__(self, site: Site, options: Iterable[str]) -> None:
         self._said = site.folder / f"worker{len(site.workers)}.txt"
+        self.started_at = time.time()
         with open(self._said, "wb") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mtask", "worker", *options],
+                [*site.command, "worker", *options],
                 cwd=site.folder,
                 env=site.env,
                 stderr=said,
@@ -93,6 +95,7 @@ class Site:
         self.env = os.environ | {"MTASK_QUEUE": url, "MTASK_TABLE": url}
         self.manager = connect(url, url)
         self.workers: list[WorkerProcess] = []
+        self.command = [sys.executable, "-m", "mtask"]
 
     def submit(
         self, function: str, count: int, *, bag: str = "bag", lease_s: float = 3.0, **options: Any
@@ -117,6 +120,15 @@ class Site:
     def begun(self, worker: WorkerProcess) -> set[int]:
         """The tasks that this worker began."""
         return {begin.task for begin in self.begins() if begin.worker == worker.pid}
+
+    def set_clock(self, ahead_s: float) -> None:
+        """The wall clock of all workers that were started after the first call."""
+        clock = self.folder / "clock"
+        path = [str(CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.env |= {"CHAOS_CLOCK": str(clock), "PYTHONPATH": os.pathsep.join(path)}
+        new = clock.with_suffix(".new")
+        new.write_text(str(ahead_s))
+        new.rename(clock)
 
     def open_gate(self) -> None:
         self.gate.touch()

@@ -9,6 +9,7 @@ import pytest
 
 from mtask.manager import BagHandle
 from mtask.model import State
+from mtask.worker.options import time_to_save_s
 from mtask.worker.supervisor import Options, Worker
 from tests.chaos.harness import Site, WorkerProcess, check, wait_for
 
@@ -78,6 +79,59 @@ def test_a_second_signal_hurries(site: Site) -> None:
     site.start_worker("-j", "2")
     wait_for(bag.finished, "the bag is finished")
     assert_each_is_done_at_the_first_attempt(bag)
+
+
+SAVES = """
+    state="$MTASK_CHECKPOINT_DIR/state"; mkdir -p "$MTASK_CHECKPOINT_DIR"
+    if [ -e "$state" ]; then cat "$state"; exit 0; fi
+    trap 'sleep 2.5; echo saved > "$state"; exit 1' TERM
+    touch "$begun"; while true; do sleep 0.05; done
+"""
+SAVES_TOO = """
+import os, signal, sys, time
+import mtask
+
+def save(begun: str):
+    state = mtask.checkpoint_dir() + "/state"
+    if os.path.exists(state):
+        return open(state).read()
+    def on_sigterm(*_):
+        time.sleep(2.5)
+        open(state, "w").write("saved")
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    open(begun, "w").close()
+    time.sleep(60)
+"""
+
+
+def test_who_hears_sigterm_has_the_last_third_of_the_grace_to_save_its_state(site: Site) -> None:
+    (site.folder / "saves.py").write_text(SAVES_TOO)
+    begun = [site.folder / "command", site.folder / "function"]
+    commands = site.manager.submit([{"begun": str(begun[0])}], shell=SAVES, bag="commands")
+    call = f"{site.folder}/saves.py:save"
+    functions = site.manager.submit([{"begun": str(begun[1])}], call=call, bag="functions")
+    first = site.start_worker("-j", "2", "--grace", "10")
+    wait_for(lambda: all(path.exists() for path in begun), "both run")
+
+    began_s = time.monotonic()
+    first.terminate()
+    ends(first, within_s=10 + 1)
+    assert time.monotonic() - began_s > 10 * 2 / 3 + 2.5, "SIGTERM came with the last third only"
+
+    site.start_worker("-j", "2")
+    wait_for(lambda: commands.finished() and functions.finished(), "both bags are finished")
+    (command,), (function,) = check(commands), check(functions)
+    assert (command.stdout, function.value) == ("saved\n", "saved")
+    assert_each_is_done_at_the_first_attempt(commands)
+    assert_each_is_done_at_the_first_attempt(functions)
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "last_s"), [(0, 2), (1, 2), (6, 2), (9, 3), (30, 10), (600, 10), (float("inf"), 10)]
+)
+def test_how_long_the_last_part_of_a_grace_is(grace_s: float, last_s: float) -> None:
+    assert time_to_save_s(grace_s) == last_s
 
 
 def test_twenty_drains_in_a_row_cost_a_task_nothing(site: Site) -> None:

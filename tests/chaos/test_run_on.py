@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import Counter
@@ -94,6 +95,29 @@ def test_an_outage_in_the_middle_loses_nothing(tmp_path: Path, which: str) -> No
             assert max(ran.values()) == 1, "the leases were kept meanwhile"
         wait_for(lambda: manager.queue.depth() == (0, 0, 0), "the queue is empty")
     assert sum("doesn't answer" in text for text in said) <= 3, "once, not a thousand times"
+
+
+def test_a_full_disk_in_the_middle_loses_nothing(site: Site) -> None:
+    """No file of the worker may grow, not even what it says; then there is space again."""
+    bag = site.submit("work", 300, lease_s=60.0, seconds=0.01, per_message=3)
+    worker = site.start_worker("-j", "2")
+    wait_for(lambda: bag.counts().done >= 50, "it is in the middle")
+    _, most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1, most))
+    time.sleep(2)
+    done = bag.counts().done
+    assert done < 100, "what was being written when it became full"
+    time.sleep(1)
+    assert (worker.alive, bag.counts().done) == (True, done)
+
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (most, most))
+    wait_for(bag.finished, "the bag is finished")
+    assert {result.state for result in check(bag)} == {State.DONE}
+    assert Counter(begin.task for begin in site.begins()) == dict.fromkeys(range(300), 1)
+    worker.terminate()
+    assert worker.exit_code() == 0
+    assert "answers again" in worker.said(), "which could be written by then"
+    assert worker.said().count("\n") < 10, worker.said()
 
 
 def test_a_cancelled_bag_stops_within_seconds_and_no_other(site: Site) -> None:

@@ -82,10 +82,25 @@ def test_what_expired_can_be_sent_again_and_has_its_time_anew(command):
     command("worker", "--idle-exit", "0.2")
     with mtask.connect() as mt:
         assert mt.bag("b").counts().expired == 2
+    retried_at = time.time()
     command("retry", "b")
+    with mtask.connect() as mt:
+        deliveries = mt.queue.receive(max_messages=9, lease_s=60, wait_s=1)
+        assert min(Message.decode(d.body).expires_at for d in deliveries) >= retried_at + 5
+        mt.queue.release(deliveries)
     command("worker", "--idle-exit", "0.2")
     with mtask.connect() as mt:
         assert mt.bag("b").counts() == mtask.Counts(total=2, done=2)
+
+
+def test_the_attempts_of_all_rounds_stay(done, command):
+    done("    raise mtask.Retry(0)\n", "--retries", "1", rows=2)
+    command("retry", "b")
+    command("worker", "--idle-exit", "0.2")
+    with mtask.connect() as mt:
+        kept = [(result.index, result.attempt) for result in mt.bag("b").attempts()]
+        assert kept == [(index, attempt) for index in (0, 1) for attempt in (1, 1, 2)]
+        assert [result.attempt for result in mt.bag("b").results()] == [2, 2]
 
 
 @pytest.mark.parametrize("how", ["call", "shell"])

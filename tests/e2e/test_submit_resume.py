@@ -108,6 +108,7 @@ def test_killed_at_every_point_between_two_writes(tmp_path):
         assert set(sent.values()) | set(unsure.values()) <= {1}, blows_at
         # What may be in the queue twice is one batch, and workers look for its rows before running it.
         assert len(set(sent) & set(unsure)) <= 128
+        assert len(unsure) <= 128, "and no other costs them that look"
         with mtask.connect(f"sqlite:///{folder}/t.db") as mt:
             info = mt.bag("b").info
             assert (info.state, info.total, info.sent) == (BagState.SEALED, 500, 500)
@@ -153,3 +154,29 @@ def test_another_file_does_not_go_on(command):
     command.write("t.csv", "x\n1\n3\n")
     code, _, err = command("submit", "t.csv", "--run", "echo {x}", "--bag", "b")
     assert (code, "holds other tasks" in err) == (2, True)
+
+
+LONG = "long" * 100
+
+
+@pytest.mark.parametrize(
+    ("text", "shell", "said"),
+    [
+        (f"x\n{LONG}1\n{LONG}3\n", "true", "holds other tasks"),
+        (f"x\n{LONG}1\n", "true", "holds other tasks"),
+        (f"y\n{LONG}1\n{LONG}2\n", "true", "holds other tasks"),
+        (f"x\n{LONG}1\n{LONG}2\n", "false", "runs something else (true)"),
+    ],
+)
+def test_what_differs_is_named(command, text, shell, said):
+    command.write("t.csv", f"x\n{LONG}1\n{LONG}2\n")
+    command("submit", "t.csv", "--shell", "true", "--bag", "b")
+    command.write("t.csv", text)
+    code, _, err = command("submit", "t.csv", "--shell", shell, "--bag", "b")
+    assert (code, said in err) == (2, True)
+
+
+def test_in_an_hour_is_another_time_when_it_is_said_again(command):
+    command.write("t.csv", "x\n1\n2\n")
+    args = ["submit", "t.csv", "--run", "echo {x}", "--bag", "b", "--not-before", "1h"]
+    assert [command(*args).code for _ in range(2)] == [0, 0]

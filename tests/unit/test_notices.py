@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import queue
 import threading
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from mtask.worker import notices as module
 from mtask.worker.notices import Azure, Cloud, Ec2, Google, Notice, Watcher, find_cloud, grace_of
 
 
@@ -182,6 +184,64 @@ def test_the_machines_of_others_are_not_ours(service: type[Metadata]) -> None:
     notice = Azure().poll()
     assert notice is not None
     assert notice.event == "mine"
+
+
+@pytest.mark.parametrize(("seconds", "zone", "left_s"), [(-60, "Z", 0), (600, "", 600), (600, "+00:00", 600)])
+def test_a_time_that_is_over_or_names_no_zone(
+    service: type[Metadata], seconds: float, zone: str, left_s: float
+) -> None:
+    service.cloud = "ec2"
+    time = in_seconds(seconds).strftime("%Y-%m-%dT%H:%M:%S") + zone
+    service.notice["spot/instance-action"] = json.dumps({"action": "stop", "time": time})
+    notice = Ec2().poll()
+    assert notice is not None
+    assert notice.left_s is not None
+    assert notice.left_s == pytest.approx(left_s, abs=10)
+    assert notice.left_s >= 0
+
+
+def test_an_eviction_that_has_begun_leaves_no_time(service: type[Metadata]) -> None:
+    service.cloud = "azure"
+    event = {"EventId": "mine", "EventType": "Preempt", "Resources": ["vm-7"], "NotBefore": ""}
+    service.notice["events"] = json.dumps({"Events": [event]})
+    notice = Azure().poll()
+    assert notice is not None
+    assert notice.left_s == 0
+
+
+def test_who_answers_without_googles_header_isnt_google(service: type[Metadata]) -> None:
+    service.cloud = "ec2"
+    assert not Google().is_here()
+
+
+def test_nobody_is_asked_on_a_machine_of_another_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_may_be_a_cloud", lambda: False)
+    monkeypatch.setattr(module, "request", lambda host, *_: asked.append(host))
+    assert find_cloud() is None
+    assert asked == []
+
+
+def test_a_service_that_hiccups_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [OSError(), http.client.BadStatusLine("?"), ValueError("no JSON"), KeyError("time"), None]
+
+    class Hiccups(Ec2):
+        pause_s = 0.0
+
+        def poll(self) -> Notice | None:
+            if not answers:
+                return Notice("at last", 1.0)
+            if (answer := answers.pop()) is not None:
+                raise answer
+            return None
+
+    monkeypatch.setitem(module.CLOUDS, "ec2", Hiccups)
+    found: queue.Queue[Notice] = queue.Queue()
+    watcher = Watcher("ec2", found.put)
+    watcher.start()
+    assert found.get(timeout=10).what == "at last"
+    watcher.join(timeout=10)
+    assert not watcher.is_alive()
 
 
 def test_an_expired_token_is_renewed(service: type[Metadata]) -> None:

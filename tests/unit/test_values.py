@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtask.errors import MtaskError
-from mtask.values import VALUE_BYTES, UnstorableValueError, encode_value, has_nonfinite
+from mtask.values import MOST_DEPTH, VALUE_BYTES, UnstorableValueError, encode_value, has_nonfinite
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -154,6 +154,17 @@ def test_a_value_that_contains_itself() -> None:
     loop.append(loop)
     with pytest.raises(UnstorableValueError, match="nested too deep, or contains itself"):
         encode_value(loop)
+
+
+def test_a_value_that_others_could_not_read() -> None:
+    """Brackets in text don't count."""
+
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth > 1 else ["[" * 999]
+
+    assert encode_value(nested(MOST_DEPTH))
+    with pytest.raises(UnstorableValueError, match=f"nested more than {MOST_DEPTH} deep"):
+        encode_value(nested(MOST_DEPTH + 1))
 
 
 def test_a_value_too_large_says_what_to_do() -> None:

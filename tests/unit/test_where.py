@@ -13,7 +13,11 @@ TIMED_OUT = Result.failed(
     id="s7",
     exit_code=-9,
     attempt=3,
-    stderr="disk_1 is full",
+    stdout="nothing",
+    stderr="disk_1 is full\nbye",
+    host="h",
+    worker="w",
+    wall_s=5.1,
 )
 
 
@@ -35,6 +39,13 @@ TIMED_OUT = Result.failed(
         ("stderr like 'disk.1'", False),
         ("stderr like disk_1%", True),
         ("reason != timeout", False),
+        ("type like time___", True),
+        ("type like tim_", False),
+        ("Type = timeout", True),
+        ("index <= 7 and attempt >= 3", True),
+        ("index <= 6", False),
+        ("attempt < 3", False),
+        ("wall_s > 5", True),
     ],
 )
 def test_conditions(text: str, holds: bool) -> None:
@@ -42,8 +53,27 @@ def test_conditions(text: str, holds: bool) -> None:
 
 
 def test_every_field_can_be_read() -> None:
-    assert FIELDS["message"](TIMED_OUT) == "ran longer than 5 s"
-    assert all(field(TIMED_OUT) is not None for field in FIELDS.values())
+    assert {name: field(TIMED_OUT) for name, field in FIELDS.items()} == {
+        "attempt": 3,
+        "error": "timeout: ran longer than 5 s",
+        "exit_code": -9,
+        "host": "h",
+        "id": "s7",
+        "index": 7,
+        "message": "ran longer than 5 s",
+        "reason": "timeout",
+        "state": "failed",
+        "stderr": "disk_1 is full\nbye",
+        "stdout": "nothing",
+        "type": "timeout",
+        "wall_s": 5.1,
+        "worker": "w",
+    }
+
+
+@pytest.mark.parametrize("text", ["exit_code = ''", "id = ''", "error = ''", "exit_code != 1", "id != x"])
+def test_what_a_result_doesnt_have_is_empty(text: str) -> None:
+    assert parse_where(text)(Result.done("b", 0))
 
 
 @pytest.mark.parametrize(
