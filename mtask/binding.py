@@ -24,6 +24,7 @@ from mtask.codec import CONVERSION_ERRORS, Codec, float_back
 from mtask.convert import UnsupportedAnnotationError, codec_of
 from mtask.errors import UsageError
 from mtask.model import ID_COLUMN
+from mtask.requirements import REQUIREMENT_COLUMNS
 from mtask.sources.base import Chunk, shorten
 
 __all__ = ["Binder", "resolve", "user_traceback"]
@@ -161,13 +162,17 @@ class Binder:
     """Checks once that a function can take the columns, then turns rows into calls.
 
     The column `id` names the task; a function gets it only if it has a parameter `id` or takes
-    `**kwargs`. Parameters with defaults need no column. Of an `async` function, each call runs in
+    `**kwargs`. So it is with columns that say what a task needs. Parameters with defaults need no column. Of an `async` function, each call runs in
     an event loop of its own (asyncio.run).
 
     Raises UsageError when the function can't take the columns.
     """
 
-    def __init__(self, function: Function, columns: Sequence[str], textual: bool = False) -> None:
+    def __init__(
+        self, function: Function, columns: Sequence[str], textual: bool = False, *, spare: Sequence[str] = ()
+    ) -> None:
+        """`spare`: columns that the function needn't take."""
+        self.spare = {ID_COLUMN, *REQUIREMENT_COLUMNS, *spare}
         self.function, self.columns, self.textual = function, tuple(columns), textual
         self._name = getattr(function, "__qualname__", type(function).__qualname__)
         try:
@@ -283,7 +288,7 @@ class Binder:
             clash = {each.name for each in parameters if each.kind is each.POSITIONAL_ONLY}
             self._keywords += [(name, at_of[name]) for name in extra if name not in clash]
             extra = []
-        extra = [name for name in extra if name != ID_COLUMN]
+        extra = [name for name in extra if name not in self.spare]
         if missing or extra:
             raise UsageError(self._mismatch(missing, extra))
 

@@ -12,6 +12,7 @@
     │   └── UnusableError           2: the place that was named can't be used, by this user or at all
     │       └── SchemaError         2: stored by a newer mtask than this one
     ├── MessageError                1: a message that this version can't read
+    │   └── NewerMessageError       1: a newer version can
     └── TaskFailedError             1: a future's task ended without success
 
 Their texts are meant for the person at the terminal.
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "MessageError",
     "MtaskError",
+    "NewerMessageError",
     "SchemaError",
     "SendError",
     "StorageFullError",
@@ -120,6 +122,10 @@ class SchemaError(UnusableError):
 
 class MessageError(MtaskError):
     """A message body that this version can't read: not JSON, not a message, or of a newer version."""
+
+
+class NewerMessageError(MessageError):
+    """A message that says a newer mtask is needed to read it."""
 
 
 class TaskFailedError(MtaskError):

@@ -17,11 +17,12 @@ from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
 from mtask.binding import Binder
-from mtask.errors import BackendError, InputError
-from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error
-from mtask.model import Bag, Block, Message, Result, Spec
+from mtask.errors import BackendError, InputError, UsageError
+from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error, worker_options
+from mtask.model import Bag, Block, Message, Result
 from mtask.packing import fit
 from mtask.queue import send_all
+from mtask.requirements import Lane
 from mtask.sources import Chunk, encode_rows
 
 __all__ = ["Executor"]
@@ -43,10 +44,12 @@ class Executor(futures.Executor):
     def __init__(self, slots: int | None = None, *, retries: int = 0, **options: Any) -> None:
         """`slots`: how many at a time, the number of CPUs by default. `options` are fields of `Spec`."""
         from mtask.manager import make_spec
-        from mtask.worker.supervisor import Options, Worker
+        from mtask.worker.supervisor import Worker
 
         slots = slots_or_cpus(slots)
-        make_spec(call="module:function", columns=(), retries=retries, **options)  # are the options right?
+        spec = make_spec(call="module:function", columns=(), retries=retries, **options)
+        if spec.key or spec.serial:
+            raise UsageError("an Executor has no columns that `key` or `serial` could name")
         self._options = {"retries": retries, **options}
         self._workshop = Workshop()
         self._functions: dict[Any, _Function] = {}
@@ -57,8 +60,7 @@ class Executor(futures.Executor):
         self._shut = self._over = False
         self._broken: BaseException | None = None
         manager = self._workshop.manager
-        settings = Options(slots=slots, path=(str(self._workshop.folder),))
-        self._worker = Worker(manager.queue, manager.table, settings)
+        self._worker = Worker(manager.queue, manager.table, worker_options(spec, slots, self._workshop))
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name="mtask-worker", daemon=True),
             threading.Thread(target=self._guarded, args=(self._watch,), name="mtask-futures", daemon=True),
@@ -162,7 +164,14 @@ class Executor(futures.Executor):
         table, queue = self._workshop.manager.table, self._workshop.manager.queue
         blocks: dict[_Function, list[Block]] = {}
         for function, row, _, index in calls:
-            block = Block(bag=function.bag.name, number=index, first=index, count=1, rows=b"[" + row + b"]")
+            block = Block(
+                bag=function.bag.name,
+                number=index,
+                first=index,
+                count=1,
+                rows=b"[" + row + b"]",
+                lane=function.lane.name,
+            )
             blocks.setdefault(function, []).append(block)
         with table.transaction(queue):
             for function, those in blocks.items():
@@ -198,12 +207,20 @@ class _Function:
     def __init__(self, function: Callable[..., Any], workshop: Workshop, options: dict[str, Any]) -> None:
         self._name = getattr(function, "__name__", "function")
         columns = tuple(parameters_of(function))
-        spec = Spec(kind="call", target=(workshop.target(function),), **options)
-        self.bag = Bag(name=f"call-{uuid.uuid4().hex[:12]}", spec=spec, columns=columns, source="Executor")
+        from mtask.manager import make_spec
+
+        spec = make_spec(call=workshop.target(function), columns=columns, **options)
+        name = f"call-{uuid.uuid4().hex[:12]}"
+        self.lane = Lane.of(
+            spec.priority, spec.requires, uid=name, max_running=spec.max_running, rate=spec.rate
+        )
+        lanes = (self.lane,) if self.lane.name else ()
+        self.bag = Bag(name=name, spec=spec, columns=columns, lanes=lanes, source="Executor")
         self.count = 0
         self._signature = inspect.signature(function)
         self._binder = Binder(function, columns, textual=False)
         workshop.manager.table.create_bag(self.bag)
+        workshop.manager.table.put_lanes(lanes)
 
     def row(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises TypeError and UsageError."""

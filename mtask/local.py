@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import shutil
 import sys
 import tempfile
@@ -21,14 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mtask.errors import TaskFailedError, UsageError
 from mtask.manager import BagHandle, Manager, connect
-from mtask.model import Result, State
+from mtask.model import Result, Spec, State
 from mtask.sources import RowsSource
 from mtask.status import headline
 
 if TYPE_CHECKING:
-    pass
+    from mtask.worker.options import Options
 
-__all__ = ["Workshop", "map", "parameters_of", "slots_or_cpus", "task_error"]
+__all__ = ["Workshop", "map", "parameters_of", "slots_or_cpus", "task_error", "worker_options"]
 
 T = TypeVar("T")
 POLL_S = (0.001, 0.05)
@@ -88,7 +87,7 @@ def map(  # noqa: A001 as the builtin, on many cores
 
     Raises TaskFailedError for the first task that failed, with its traceback, when all have ended.
     """
-    from mtask.worker.supervisor import Options, Worker
+    from mtask.worker.supervisor import Worker
 
     slots = slots_or_cpus(slots)
     workshop = Workshop()
@@ -98,14 +97,16 @@ def map(  # noqa: A001 as the builtin, on many cores
         if target.startswith("mtask_function_"):
             sys.path.insert(0, str(workshop.folder))
         try:
-            bag = workshop.manager.submit(source, call=target, bag="map", retries=retries, **options)
+            bag = workshop.manager.submit(
+                source, call=target, bag="map", retries=retries, row_needs=False, **options
+            )
         finally:
             if sys.path[0] == str(workshop.folder):
                 del sys.path[0]
         made = Worker(
             workshop.manager.queue,
             workshop.manager.table,
-            Options(slots=slots, path=(str(workshop.folder),)),
+            worker_options(bag.info.spec, slots, workshop),
         )
         _work(made.run, bag, progress)
         return [_value(result) for result in bag.results()]
@@ -117,7 +118,21 @@ def slots_or_cpus(slots: int | None) -> int:
     """Raises UsageError for a number below 1."""
     if slots is not None and slots < 1:
         raise UsageError(f"slots must be 1 or more, not {slots}")
-    return slots or len(os.sched_getaffinity(0))
+    from mtask.worker.capabilities import cpus_of_machine
+
+    return slots or cpus_of_machine()
+
+
+def worker_options(spec: Spec, slots: int, workshop: Workshop) -> Options:
+    """Of a worker on this machine for such tasks; raises UsageError when it can never run them."""
+    from mtask.worker.capabilities import found
+    from mtask.worker.options import Options
+
+    tags = tuple(tag for tag in spec.tags if not tag.startswith("!"))
+    options = Options(slots=slots, path=(str(workshop.folder),), tags=tags)
+    if lacking := found(options).lacks(spec.requires):
+        raise UsageError(f"the tasks need {lacking}, which this machine, with {slots} slots, doesn't have")
+    return options
 
 
 def _work(run: Callable[[Callable[[], bool]], None], bag: BagHandle, progress: bool) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mtask.errors import BagNotFoundError, UsageError
+from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task
 from mtask.queue import Queue
 from mtask.registry import open_queue, open_table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
     from mtask.sources import Source
+    from mtask.submit import Prepared
 
 __all__ = ["BagHandle", "Manager", "connect"]
 
@@ -51,7 +53,7 @@ class Manager:
 
     def __init__(self, queue: Queue, table: Table, *, place: str = "") -> None:
         """`place`: where they are, for people."""
-        self.queue, self.table, self.place = queue, table, place
+        self.queue, self.table, self.place = Lanes.over(queue), table, place
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +77,9 @@ class Manager:
         bag: str | None = None,
         columns: Sequence[str] | None = None,
         on_rows: Callable[[int], None] | None = None,
+        on_checked: Callable[[Prepared], None] | None = None,
         on_sent: Callable[[int], None] | None = None,
+        row_needs: bool = True,
         **options: Any,
     ) -> BagHandle:
         """Check all tasks, then store and send them.
@@ -83,7 +87,10 @@ class Manager:
         `tasks`: a task file (CSV, JSON Lines, Parquet), or rows: mappings, dataclasses, or sequences
         with `columns`, or a pandas DataFrame. One of `call` ("module:function", or a function that
         can be imported), `run` (a command template) and `shell` (a script) says what to run; without
-        any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, per_message, ….
+        any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, per_message, …;
+        also as people write them: memory="8GB", tags="blast,eu", priority="high", rate="10/s". The columns
+        cpus, memory, gpus, tags and priority say it of their row alone, unless `row_needs` is False.
+        `on_checked` is called when all tasks are right and none is sent, and may raise.
         The same call again goes on with a submit that was interrupted.
 
         Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
@@ -96,8 +103,10 @@ class Manager:
             check_name(bag)
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
-        prepared = prepare(source, spec, on_rows=on_rows)
+        prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
+            if on_checked is not None:
+                on_checked(prepared)
             claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
             if claimed.state is BagState.RESENDING:
                 repair(self.queue, self.table, claimed)
@@ -243,14 +252,16 @@ def make_spec(
 ) -> Spec:
     """The spec of a call, a command template, a shell script or, with none of them, a column `command`.
 
-    Raises UsageError.
+    `options` as `placing.spec_fields` takes them. Raises UsageError.
     """
+    from mtask.placing import spec_fields
     from mtask.template import Template
 
     given = [name for name, value in (("call", call), ("run", run), ("shell", shell)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"say one of --call, --run and --shell, not {' and '.join('--' + g for g in given)}")
     try:
+        options = spec_fields(options)
         if call is not None:
             return Spec(kind="call", target=(call if isinstance(call, str) else _name_of(call),), **options)
         if run is not None:

@@ -15,7 +15,8 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from mtask.errors import MessageError
+from mtask.errors import MessageError, NewerMessageError
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
 
 __all__ = [
     "MESSAGE_VERSION",
@@ -36,12 +37,20 @@ __all__ = [
     "WorkerStatus",
 ]
 
-MESSAGE_VERSION = 1
-"""Raised when an older worker would misread a message; see `Message.decode`."""
+MOST = 2**53
+"""Larger numbers aren't stored by all tables, nor kept by all readers of JSON."""
+YEAR_10000 = 253_402_300_800.0
+
+MESSAGE_VERSION = 2
+"""Of the newest messages; each is sent with the lowest version that reads it rightly. See `Message.decode`."""
+SERIAL_VERSION = 2
+"""Messages with `then`."""
 
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"
 NO_ROWS = msgspec.Raw(b"null")
+UNKNOWN = "unknown"
+"""The type of a failure to find a bag's function: another worker may have it."""
 EXPIRED = "not started within {:g} s of its submit"
 TAIL_BYTES = 16 * 1024
 
@@ -118,8 +127,25 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     as `expired`."""
     not_before_at: float | None = None
     """No task starts before (UTC)."""
+    cpus: float = 1.0
+    """How many of a worker's a task takes; this and the next five can be said by a row, too."""
     memory_bytes: int | None = None
-    """An attempt that takes more is ended."""
+    """Reserved for a task; an attempt that takes more is ended."""
+    gpus: int = 0
+    tags: tuple[str, ...] = ()
+    """What the worker must have, or, written `!tag`, must not have."""
+    only_on: tuple[str, ...] = ()
+    """Of these tags the worker must have at least one."""
+    priority: int = 0
+    """From -9 to 9; tasks of a higher one start first."""
+    max_running: int | None = None
+    """So many tasks of the bag run at a time, on all workers together."""
+    rate: float | None = None
+    """So many start in a second, on all workers together."""
+    key: str = ""
+    """Of tasks with the same value in this column, only the first is submitted."""
+    serial: str = ""
+    """Tasks with the same value in this column run one after the other, in their order."""
     per_message: int | None = None
     """Most tasks in a message; None lets the number grow with the bag."""
     tail_bytes: int = TAIL_BYTES
@@ -142,12 +168,36 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("expires_s must be more than 0")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError("memory_bytes must be more than 0")
+        if not -9 <= self.priority <= 9:
+            raise ValueError("priority must be from -9 to 9")
+        if self.max_running is not None and self.max_running < 1:
+            raise ValueError("max_running must be 1 or more")
+        if self.rate is not None and not 0 < self.rate <= MOST:
+            raise ValueError("rate must be more than 0")
+        _ = self.requires
         if self.per_message is not None and self.per_message < 1:
             raise ValueError("per_message must be 1 or more")
         if self.tail_bytes < 0:
             raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
             raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
+
+    @property
+    def requires(self) -> Requirements:
+        """What each task needs whose row doesn't say otherwise."""
+        return Requirements(
+            cpus=self.cpus,
+            memory_bytes=self.memory_bytes or 0,
+            gpus=self.gpus,
+            tags=self.tags,
+            only_on=self.only_on,
+        )
+
+    @property
+    def tasks_per_message(self) -> int | None:
+        """As `per_message`; one where each start is counted, or may have to wait for another task."""
+        counted = self.max_running is not None or self.rate is not None or self.serial
+        return 1 if counted else self.per_message
 
     @property
     def title(self) -> str:
@@ -164,6 +214,8 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The names of the tasks' parameters, in the order of the values of a row."""
     digest: str = ""
     """Of the columns and all rows: tells whether a second submit brings the same tasks."""
+    lanes: tuple[Lane, ...] = ()
+    """Where its messages are, but for the queue itself."""
     uid: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Tells the bag from another one that had the same name before."""
     generation: int = 0
@@ -177,6 +229,10 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the tasks came from, for people."""
     created_at: float = msgspec.field(default_factory=time.time)
     """UTC."""
+
+    def lane(self, name: str) -> Lane:
+        """One of its lanes; the default one for a name that it doesn't have."""
+        return next((lane for lane in self.lanes if lane.name == name), DEFAULT_LANE)
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,6 +254,10 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     rows: bytes
     """A JSON array of `count` arrays, each with one value for each of the bag's columns."""
+    lane: str = ""
+    """Where its messages go."""
+    then: int | None = None
+    """The block that may be sent when the tasks of this one have ended (`Spec.serial`); it is sent by then."""
 
     def tasks(self, columns: tuple[str, ...]) -> Iterator[Task]:
         id_at = columns.index(ID_COLUMN) if ID_COLUMN in columns else None
@@ -210,7 +270,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the queue carries: `count` consecutive tasks of one bag, with their parameters."""
 
-    v: int = MESSAGE_VERSION
+    v: int = 1
     bag: str
     uid: str
     """The bag's uid."""
@@ -232,9 +292,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Don't start before this time (UTC)."""
     expires_at: float | None = None
     """A task that wasn't begun by this time (UTC) is not run."""
+    lane: str = ""
+    """Where it is sent, and whatever is cut from it."""
+    then: int | None = None
+    """The number of the block to be sent when its task has ended."""
 
     def __post_init__(self) -> None:
-        if self.count < 1 or min(self.first, self.block, self.attempt, self.deaths) < 0:
+        numbers = (self.first, self.block, self.attempt, self.deaths, self.generation, self.then or 0)
+        if min(numbers) < 0 or min(self.count, self.v) < 1 or max(*numbers, self.count) > MOST:
             raise ValueError("a count or an index is out of range")
 
     @property
@@ -260,11 +325,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             sent_at=round(time.time(), 3),
             not_before=bag.spec.not_before_at,
             expires_at=None if bag.spec.expires_s is None else bag.created_at + bag.spec.expires_s,
+            lane=block.lane,
+            then=block.then,
+            v=1 if block.then is None else SERIAL_VERSION,
         )
 
     @classmethod
     def decode(cls, body: bytes) -> Message:
-        """Read a body; raises MessageError, which says what is wrong with it.
+        """Read a body; raises MessageError, which says what is wrong with it, and NewerMessageError for
+        one that a newer mtask can read.
 
         The rows are checked to be JSON, but not decoded: the process that runs them does that.
         """
@@ -274,9 +343,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             problem: str | None = f"not a message: {error}"
             version = _version_of(body)
         else:
-            problem, version = None, message.v
+            times = (message.sent_at, message.not_before or 0.0)
+            fits = min(times) >= 0 and max(times) < YEAR_10000
+            problem, version = None if fits else "not a message: a time is out of range", message.v
         if version > MESSAGE_VERSION:
-            problem = f"a message of version {version}; this mtask reads up to {MESSAGE_VERSION}: upgrade it"
+            raise NewerMessageError(
+                f"a message of version {version}; this mtask reads up to {MESSAGE_VERSION}: upgrade it"
+            )
         if problem is not None:
             raise MessageError(problem)
         return message
@@ -290,6 +363,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """Proof of the lease, opaque to the engine; a new one with each extension."""
     deliveries: int = 1
     """How often the message was delivered, this time included."""
+    lane: str = ""
+    """From which lane."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -396,6 +471,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Failed attempts."""
     rate: float = 0.0
     """Tasks that ended a second, of late."""
+    can: Capabilities = Capabilities()
+    """All of its slots together."""
+    cannot: dict[str, str] = {}
+    """Bags, by uid, whose tasks it gives back to others, and why."""
     started_at: float = 0.0
     beat_at: float = 0.0
     """UTC, by the table's clock where it has one."""

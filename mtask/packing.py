@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,6 +20,7 @@ __all__ = [
     "BLOCK_BYTES",
     "GROWTH",
     "auto_count",
+    "check_rows",
     "fit",
     "join_rows",
     "pack",
@@ -35,6 +37,7 @@ GROWTH = 500
 MOST = 1000
 
 _ROWS = msgspec.json.Decoder(list[msgspec.Raw])
+_VALUES = msgspec.json.Decoder(list[list[Any]])
 
 
 def auto_count(first: int) -> int:
@@ -70,6 +73,16 @@ def join_rows(rows: Sequence[bytes | msgspec.Raw]) -> bytes:
 def split_rows(rows: bytes | msgspec.Raw) -> list[msgspec.Raw]:
     """The rows of a block or message, each still encoded. Raises msgspec.DecodeError."""
     return _ROWS.decode(rows)
+
+
+def check_rows(message: Message) -> None:
+    """Raises MessageError unless every value of the rows can be read, and there is one for each column."""
+    try:
+        rows = _VALUES.decode(message.rows)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"its rows can't be read: {error}") from None
+    if any(len(row) != len(message.columns) for row in rows):
+        raise MessageError("its rows don't match its columns")
 
 
 def slice_message(message: Message, rows: Sequence[msgspec.Raw], start: int, stop: int) -> Message:

@@ -98,6 +98,19 @@ class Queue(Protocol):
 
     def depth(self) -> Depth: ...
 
+    def lane(self, name: str) -> Queue:
+        """Another physical queue beside this one, with the same limits; made when it isn't there.
+
+        The same name (letters and digits) is the same queue, for every process; each object needs its
+        own `close`. A lane has no lanes.
+        """
+        ...
+
+    def remove(self) -> bool:
+        """Take this lane away if nothing is in it; False: there is something, or may be. What is sent to a lane
+        that was removed makes it again; who has it open receives nothing meanwhile."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 import msgspec
 
 from mtask.errors import UsageError
+from mtask.keys import heads
 from mtask.model import Bag, BagState, Block, Message, Result, State
 from mtask.packing import fit, single, split_rows
 from mtask.queue import Queue, send_all
@@ -41,10 +42,14 @@ def retry(
         generation += 1  # messages of before the cancel are void from here on: they may be anywhere
     # A kill between here and the end leaves this mark, by which the next one goes on.
     table.update_bag(bag.name, state=BagState.RESENDING, generation=generation)
+    if bag.lanes:
+        table.put_lanes(bag.lanes)
     unfinished, bag = bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
     sent = _send_missing(queue, table, bag) if unfinished else 0
     results = table.results(bag.name, states=states, indexes=indexes)
     wanted = (result.index for result in results if where is None or where(result))
+    if bag.spec.serial:
+        return sent + _retry_serial(queue, table, bag, list(wanted))
     for batch in _batches(_singles(bag, table.blocks(bag.name), wanted)):
         if bag.spec.expires_s is not None:
             expires_at = time.time() + bag.spec.expires_s
@@ -71,6 +76,8 @@ def repair(queue: Queue, table: Table, bag: Bag) -> int:
 
 
 def _send_missing(queue: Queue, table: Table, bag: Bag) -> int:
+    if bag.lanes:
+        table.put_lanes(bag.lanes)  # they may have been taken from the list since
     sent = 0
     for batch in _batches(_without_row(table, bag)):
         _send(queue, batch)
@@ -78,14 +85,27 @@ def _send_missing(queue: Queue, table: Table, bag: Bag) -> int:
     return sent
 
 
+def _retry_serial(queue: Queue, table: Table, bag: Bag, indexes: list[int]) -> int:
+    """Those of one key are sent one after the other: here the first of each only."""
+    for start in range(0, len(indexes), BATCH):
+        table.retract(bag.name, indexes[start : start + BATCH])
+    _send_missing(queue, table, bag)
+    table.update_bag(bag.name, state=BagState.SEALED)
+    return len(indexes)
+
+
 def _without_row(table: Table, bag: Bag) -> Iterator[Message]:
+    if bag.spec.serial:
+        missing = set(range(bag.total)) - table.recorded(bag.name, range(bag.total))
+        yield from (Message.of(bag, block, check=True) for block in heads(table.blocks(bag.name), missing))
+        return
     for block in table.blocks(bag.name):
         indexes = range(block.first, block.first + block.count)
-        missing = sorted(set(indexes) - table.recorded(bag.name, indexes))
-        if len(missing) == block.count:
+        left = sorted(set(indexes) - table.recorded(bag.name, indexes))
+        if len(left) == block.count:
             yield Message.of(bag, block, check=True)
         else:
-            yield from _singles(bag, [block], iter(missing))
+            yield from _singles(bag, [block], iter(left))
 
 
 def _singles(bag: Bag, blocks: Iterable[Block], wanted: Iterator[int]) -> Iterator[Message]:

@@ -5,23 +5,33 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from mtask.model import BagState, Counts, Reason, Result, State, WorkerStatus
+from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStatus
 from mtask.table import Table
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle
 
-__all__ = ["BagStatus", "FailureGroup", "Summary", "group_failures", "headline", "status_of", "summarize"]
+__all__ = [
+    "BagStatus",
+    "FailureGroup",
+    "Summary",
+    "group_failures",
+    "headline",
+    "status_of",
+    "summarize",
+    "unserved",
+]
 
 MOST_FAILURES = 10_000
 """So many failed tasks are looked at to group them."""
 SAMPLE = 2_000
+RUNNING = (BagState.OPEN, BagState.SEALED, BagState.RESENDING)
 
 
 class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +63,8 @@ class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None
     failures: tuple[FailureGroup, ...]
     workers: tuple[WorkerStatus, ...]
+    unserved: tuple[str, ...] = ()
+    """What none of the workers can do, of what its tasks need."""
 
     @property
     def finished(self) -> bool:
@@ -101,7 +113,28 @@ def status_of(table: Table, bag: BagHandle, *, failures: bool = True) -> BagStat
         eta_s=round(counts.left / rate, 1) if rate and counts.left else None,
         failures=tuple(groups),
         workers=workers,
+        unserved=tuple(unserved(info, workers)) if counts.left and info.state in RUNNING else (),
     )
+
+
+def unserved(bag: Bag, workers: Sequence[WorkerStatus]) -> list[str]:
+    """Why some tasks of the bag wait in vain for these workers; nothing when there are none at all."""
+    if not workers:
+        return []
+    those = (
+        "the only worker doesn't have that"
+        if len(workers) == 1
+        else f"none of the {len(workers)} workers has that"
+    )
+    found = [
+        f"needs {lane.requires}: {those}"
+        for lane in bag.lanes
+        if all(worker.can.lacks(lane.requires) for worker in workers)
+    ]
+    refusals = [worker.cannot.get(bag.uid) for worker in workers]
+    if all(refusals):
+        found.append(f"no worker can run it: {refusals[0]}")
+    return found
 
 
 def group_failures(results: Iterable[Result]) -> list[FailureGroup]:

@@ -8,20 +8,25 @@ interrupted one was (promise 7).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress, groupby
+from operator import itemgetter
 from typing import IO
 
 import msgspec
 
 from mtask.binding import Binder, resolve
 from mtask.errors import BagExistsError, StorageFullError, UsageError
+from mtask.keys import Chain, Seen
 from mtask.model import COMMAND_COLUMN, Bag, BagState, Block, Message, Spec
 from mtask.packing import fit, pack
+from mtask.placing import Placing
 from mtask.queue import Queue, send_all
 from mtask.sources import Chunk, Source, encode_rows
 from mtask.table import Table
@@ -39,12 +44,14 @@ class Spool:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY_BYTES)
-        self._index: list[tuple[int, int, int]] = []
+        self._index: list[tuple[int, int, int, int]] = []
+        self.then: dict[int, int] = {}
+        """Block → the one to be sent after it."""
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def append(self, first: int, count: int, rows: bytes) -> None:
+    def append(self, first: int, count: int, rows: bytes, lane: int = 0) -> None:
         try:
             self._file.write(rows)
         except OSError as error:
@@ -52,12 +59,21 @@ class Spool:
                 f"can't write the checked tasks to {tempfile.gettempdir()}: {error.strerror}; "
                 "free some space, or set TMPDIR to another directory"
             ) from None
-        self._index.append((first, count, len(rows)))
+        self._index.append((first, count, len(rows), lane))
 
-    def blocks(self, bag: str) -> Iterator[Block]:
+    def blocks(self, bag: str, lanes: Sequence[str] = ("",)) -> Iterator[Block]:
+        """`lanes`: their names, by the numbers given to `append`."""
         self._file.seek(0)
-        for number, (first, count, size) in enumerate(self._index):
-            yield Block(bag=bag, number=number, first=first, count=count, rows=self._file.read(size))
+        for number, (first, count, size, lane) in enumerate(self._index):
+            yield Block(
+                bag=bag,
+                number=number,
+                first=first,
+                count=count,
+                rows=self._file.read(size),
+                lane=lanes[lane],
+                then=self.then.get(number),
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -73,6 +89,9 @@ class Prepared:
     total: int
     digest: str
     spool: Spool
+    placing: Placing
+    repeated: int
+    """Rows left out, because their key was there before."""
 
 
 def prepare(
@@ -80,45 +99,95 @@ def prepare(
     spec: Spec,
     *,
     on_rows: Callable[[int], None] | None = None,
+    row_needs: bool = True,
 ) -> Prepared:
-    """Read and check all rows.
+    """Read and check all rows. Without `row_needs`, columns named cpus, memory, … are parameters only.
 
     Raises UsageError when spec and columns don't fit together, InputError (a UsageError) for a row
     that is wrong.
     """
     columns = source.columns
+    keys, serial = _column_at(spec.key, source, "--key"), _column_at(spec.serial, source, "--serial")
     # No column and no row, as of an empty list: nothing to compare with the function's parameters.
     wire = _checker(spec, source) if columns else lambda chunk: _checker(spec, source)(chunk)
-    spool, digest = Spool(), hashlib.blake2b(digest_size=16)
+    placing, digest, spool = (
+        Placing(spec, columns if row_needs else ()),
+        hashlib.blake2b(digest_size=16),
+        Spool(),
+    )
     digest.update(msgspec.json.encode(columns))
+    seen, order = Seen(), Chain()
     total = 0
 
-    def rows() -> Iterator[bytes]:
+    def chunks() -> Iterator[tuple[list[bytes], list[int]]]:
+        """Encoded rows, and their lanes if they differ."""
         nonlocal total
         for chunk in source.chunks():
-            encoded = encode_rows(wire(chunk), columns)
+            lanes = placing.numbers(chunk) if placing.by_row else []
+            wired = wire(chunk)
+            encoded = encode_rows(wired, columns)
+            serials = wired.columns[serial] if serial is not None else ()
+            if keys is not None:
+                new = seen.new(wired.columns[keys])
+                encoded, lanes, serials = (list(compress(each, new)) for each in (encoded, lanes, serials))
+            order.add(serials)
             total += len(encoded)
             if on_rows is not None:
                 on_rows(total)
-            yield from encoded
+            yield encoded, lanes
 
     try:
-        for first, count, block in pack(rows(), per_message=spec.per_message):
+        for lane, first, count, block in _packed(chunks(), spec, by_row=bool(placing.by_row)):
             digest.update(block[1:-1] + b",")  # the rows alone, however they are packed
-            spool.append(first, count, block)
+            spool.append(first, count, block, lane)
     except BaseException:
         spool.close()
         raise
+    spool.then = order.then
     return Prepared(
-        spec=spec, columns=columns, source=source.name, total=total, digest=digest.hexdigest(), spool=spool
+        spec=spec,
+        columns=columns,
+        source=source.name,
+        total=total,
+        digest=digest.hexdigest(),
+        spool=spool,
+        placing=placing,
+        repeated=seen.repeated,
     )
+
+
+def _packed(
+    chunks: Iterable[tuple[list[bytes], list[int]]], spec: Spec, *, by_row: bool
+) -> Iterator[tuple[int, int, int, bytes]]:
+    """(lane, first, count, rows) of each block; a block's tasks are of one lane."""
+    groups: Iterable[tuple[int, Iterable[bytes]]] = [(0, chain.from_iterable(rows for rows, _ in chunks))]
+    if by_row:
+        placed = chain.from_iterable(zip(rows, lanes, strict=True) for rows, lanes in chunks)
+        groups = ((lane, map(itemgetter(0), group)) for lane, group in groupby(placed, itemgetter(1)))
+    first = 0
+    for lane, rows in groups:
+        for at, count, block in pack(rows, per_message=spec.tasks_per_message, first=first):
+            yield lane, at, count, block
+            first = at + count
+
+
+def _column_at(name: str, source: Source, option: str) -> int | None:
+    """Raises UsageError."""
+    if not name:
+        return None
+    if name not in source.columns:
+        near = difflib.get_close_matches(name, source.columns, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(source.columns)}"
+        raise UsageError(f"{option} {name}: {source.name} has no such column; {hint}")
+    return source.columns.index(name)
 
 
 def _checker(spec: Spec, source: Source) -> Callable[[Chunk], Chunk]:
     """What each chunk goes through before it is encoded."""
     columns = source.columns
     if spec.kind == "call":
-        return Binder(resolve(spec.target[0]), columns, textual=source.textual).wire
+        function, spare = resolve(spec.target[0]), (spec.key, spec.serial)
+        return Binder(function, columns, textual=source.textual, spare=spare).wire
     if spec.kind == "run":
         Template(spec.target, columns)
     elif spec.kind == "shell":
@@ -157,6 +226,8 @@ def claim(table: Table, prepared: Prepared, name: str, *, explicit: bool) -> Bag
             digest=prepared.digest,
             source=prepared.source,
         )
+        lanes = tuple(lane for lane in prepared.placing.lanes(bag.uid) if lane.name)
+        bag = msgspec.structs.replace(bag, lanes=lanes)
         try:
             table.create_bag(bag)
         except BagExistsError:
@@ -223,13 +294,24 @@ def send(
         return 0
     resumed = bag.sent > 0 or _first_block_stored(table, bag)
     sent = 0
-    for batch in _batches(b for b in prepared.spool.blocks(bag.name) if b.first >= bag.sent):
+    if bag.lanes:
+        table.put_lanes(bag.lanes)
+    lanes = [lane.name for lane in prepared.placing.lanes(bag.uid)]
+    waiting = set(prepared.spool.then.values())
+    if waiting:  # whoever ends a task sends the one that waits for it: that must be stored by then
+        for batch in _batches(prepared.spool.blocks(bag.name, lanes)):
+            _store(table, bag, batch)
+    for batch in _batches(b for b in prepared.spool.blocks(bag.name, lanes) if b.first >= bag.sent):
         through = batch[-1].first + batch[-1].count
         delay_s = min(max(0.0, (bag.spec.not_before_at or 0.0) - time.time()), queue.limits.delay_s)
-        messages = [fit(Message.of(bag, block, check=resumed), queue.limits.message_bytes) for block in batch]
+        messages = [
+            fit(Message.of(bag, block, check=resumed), queue.limits.message_bytes)
+            for block in batch
+            if block.number not in waiting
+        ]
         with table.transaction(queue):
-            table.put_blocks(batch)
-            table.update_bag(bag.name, total=through)
+            if not waiting:
+                _store(table, bag, batch)
             send_all(queue, messages, delay_s=delay_s)
             table.update_bag(bag.name, sent=through)
         resumed = False  # only one batch can have been under way when the last submit broke off
@@ -238,6 +320,11 @@ def send(
             on_sent(through)
     table.update_bag(bag.name, state=BagState.SEALED, total=prepared.total, sent=prepared.total)
     return sent
+
+
+def _store(table: Table, bag: Bag, blocks: Sequence[Block]) -> None:
+    table.put_blocks(blocks)
+    table.update_bag(bag.name, total=max(bag.total, blocks[-1].first + blocks[-1].count))
 
 
 def _first_block_stored(table: Table, bag: Bag) -> bool:

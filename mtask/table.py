@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
 from mtask.queue import Queue
+from mtask.requirements import Lane
 
 __all__ = ["Table"]
 
@@ -107,6 +108,29 @@ class Table(Protocol):
         """The attempts kept, in order of index and attempt; streams."""
         ...
 
+    # -- lanes, and what workers agree on -----------------------------------------------------------
+
+    def put_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Enter them in the list of lanes that workers read; one that is there already is as if new."""
+        ...
+
+    def lanes(self) -> list[tuple[Lane, float]]:
+        """The list, in no order; with each lane, how many seconds ago it was entered last."""
+        ...
+
+    def remove_lane(self, name: str, *, unused_s: float = 0.0) -> bool:
+        """Take it from the list, if it was entered last so long ago. False: it wasn't, or isn't there."""
+        ...
+
+    def shared(self, key: str) -> tuple[bytes, int]:
+        """A small document that workers change together, and its version; (b"", 0) when there is none."""
+        ...
+
+    def swap(self, key: str, value: bytes, version: int) -> bool:
+        """Replace the document, if it still has this version (0: if there is none), by a new version of
+        at most 64 KiB. False: somebody else was quicker."""
+        ...
+
     # -- workers and dead messages ------------------------------------------------------------------
 
     def beat(self, status: WorkerStatus) -> None:
@@ -128,7 +152,7 @@ class Table(Protocol):
     # -- both at once -------------------------------------------------------------------------------
 
     def transaction(self, queue: Queue) -> AbstractContextManager[None]:
-        """Within it, what this thread does to this table and to `queue` happens together or not at
+        """Within it, what this thread does to this table, to `queue` and to its lanes happens together or not at
         all where one database holds both; elsewhere each call takes effect by itself, in order."""
         ...
 

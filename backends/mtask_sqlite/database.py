@@ -88,7 +88,7 @@ class Database:
         self.path = path
         self._busy_s = busy_s
         self._pid = os.getpid()
-        self._users = 0
+        self._users = 1
         self._closed = False
         self._writer = threading.Lock()
         self._turns = -1
@@ -119,8 +119,15 @@ class Database:
             # A file that was deleted and made anew under the same path is another one.
             if database is None or database._identity != _identity(path):
                 database = cls._shared[key] = cls(path)
-            database._users += 1
+            else:
+                database._users += 1
             return database
+
+    def share(self) -> Database:
+        """The same for one more use, with a `close` of its own."""
+        with Database._lock:
+            self._users += 1
+        return self
 
     def close(self) -> None:
         """Give up one use; the last one closes every thread's connection."""

@@ -62,12 +62,13 @@ class SqliteQueue:
         """Takes over one use of `database`. The clock gives seconds, the same for all processes that
         use the file while `boot_id` is the same."""
         self.database = database
-        self.lane = lane
+        self._name = lane
         self._clock = clock or lease_clock
         self._closed = False
         self._idle_s = 0.0
         """How long the last calls of `receive` waited in vain."""
-        self._end_leases_of_other_boots(boot_id or current_boot_id())
+        self._boot_id = boot_id or current_boot_id()
+        self._end_leases_of_other_boots(self._boot_id)
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         bodies: list[bytes] = []
@@ -145,7 +146,16 @@ class SqliteQueue:
 
     def depth(self) -> Depth:
         with self._open().read() as connection:
-            return Depth(*connection.execute(_DEPTH, {"now": self._clock(), "lane": self.lane}).fetchone())
+            return Depth(*connection.execute(_DEPTH, {"now": self._clock(), "lane": self._name}).fetchone())
+
+    def lane(self, name: str) -> SqliteQueue:
+        # With the same connections, so that it takes part in this one's transactions.
+        lane = SqliteQueue(self._open(), f"{self._name}/{name}", clock=self._clock, boot_id=self._boot_id)
+        self.database.share()
+        return lane
+
+    def remove(self) -> bool:
+        return self.depth() == (0, 0, 0)  # a lane is a value in a column: without messages it isn't there
 
     def close(self) -> None:
         if not self._closed:
@@ -162,7 +172,7 @@ class SqliteQueue:
         rows = list(enumerate(bodies, last + 1))
         connection.executemany(
             "INSERT INTO message (id, lane, visible_at) VALUES (?, ?, ?)",
-            [(number, self.lane, visible_at) for number, _ in rows],
+            [(number, self._name, visible_at) for number, _ in rows],
         )
         connection.executemany("INSERT INTO message_body (id, body) VALUES (?, ?)", rows)
 
@@ -171,7 +181,7 @@ class SqliteQueue:
         with database.write(durable=False) as connection:
             now = self._clock()
             limit = min(max_messages, LIMITS.receive_batch)
-            rows = connection.execute(_TAKE, (self.lane, now, limit)).fetchall()
+            rows = connection.execute(_TAKE, (self._name, now, limit)).fetchall()
             lease = _new_lease()
             connection.executemany(
                 "UPDATE message SET visible_at = ?, token = ?, deliveries = deliveries + 1 WHERE id = ?",
@@ -186,7 +196,7 @@ class SqliteQueue:
         """When the next message can be received; None: there is none."""
         with database.read() as connection:
             row = connection.execute(
-                "SELECT min(visible_at) FROM message WHERE lane = ?", (self.lane,)
+                "SELECT min(visible_at) FROM message WHERE lane = ?", (self._name,)
             ).fetchone()
         return row[0]  # type: ignore[no-any-return]
 

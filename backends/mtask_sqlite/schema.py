@@ -11,7 +11,7 @@ __all__ = ["APPLICATION_ID", "INDEX_BITS", "VERSION", "check", "create"]
 APPLICATION_ID = 0x6D746173
 """"mtas": marks the file as one of mtask's, also for file(1)."""
 
-VERSION = 1
+VERSION = 2
 """Raised with each change of the tables that an older mtask would stumble over."""
 
 INDEX_BITS = 40
@@ -43,7 +43,9 @@ CREATE TABLE block (
     key   INTEGER PRIMARY KEY,              -- bag id << {INDEX_BITS} | number
     first INTEGER NOT NULL,
     count INTEGER NOT NULL,
-    rows  BLOB NOT NULL
+    rows  BLOB NOT NULL,
+    lane  TEXT NOT NULL,
+    next  INTEGER
 );
 
 CREATE TABLE result (
@@ -71,6 +73,9 @@ CREATE TABLE message (
 );
 CREATE INDEX message_in_order ON message (lane, visible_at, id, token);
 CREATE TABLE message_body (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+
+CREATE TABLE lane (name TEXT PRIMARY KEY, used_at REAL NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE shared (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE worker (
     worker     TEXT PRIMARY KEY,
@@ -104,6 +109,11 @@ def check(connection: sqlite3.Connection, path: str) -> bool:
         if version > VERSION:
             raise SchemaError(
                 f"{path} was made by a newer mtask (schema {version}, this one knows up to {VERSION}); upgrade mtask"
+            )
+        if version < VERSION:
+            raise SchemaError(
+                f"{path} was made by an older mtask (schema {version}, this one writes {VERSION}); finish its bags "
+                "with that version, or name another file"
             )
         return True
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]

@@ -13,6 +13,7 @@ import msgspec
 from mtask.errors import BackendError, BagExistsError, BagNotFoundError
 from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
 from mtask.queue import Queue
+from mtask.requirements import Lane
 from mtask_sqlite import rows as rows_
 from mtask_sqlite.database import Database
 from mtask_sqlite.queue import SqliteQueue
@@ -27,6 +28,7 @@ _KEEP = "INSERT INTO attempt (key, attempt, body) VALUES (?, ?, ?)"
 _NAMED = "key IN (SELECT value FROM json_each(?)) ORDER BY key"
 
 _decode_result = msgspec.json.Decoder(Result).decode
+_decode_lane = msgspec.json.Decoder(Lane).decode
 _decode_status = msgspec.json.Decoder(WorkerStatus).decode
 
 
@@ -99,9 +101,9 @@ class SqliteTable:
 
     def put_blocks(self, blocks: Sequence[Block]) -> None:
         bases = {name: self._base(name) for name in {block.bag for block in blocks}}
-        rows = [(bases[b.bag] + checked(b.number), b.first, b.count, b.rows) for b in blocks]
+        rows = [(bases[b.bag] + checked(b.number), b.first, b.count, b.rows, b.lane, b.then) for b in blocks]
         with self._open().write() as connection:
-            connection.executemany("INSERT OR IGNORE INTO block VALUES (?, ?, ?, ?)", rows)
+            connection.executemany("INSERT OR IGNORE INTO block VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def block(self, bag: str, number: int) -> Block:
         base = self._find(bag)
@@ -109,19 +111,22 @@ class SqliteTable:
             raise KeyError((bag, number))
         with self._open().read() as connection:
             row = connection.execute(
-                "SELECT first, count, rows FROM block WHERE key = ?", (base + number,)
+                "SELECT first, count, rows, lane, next FROM block WHERE key = ?", (base + number,)
             ).fetchone()
         if row is None:
             raise KeyError((bag, number))
-        return Block(bag=bag, number=number, first=row[0], count=row[1], rows=row[2])
+        first, count, rows, lane, then = row
+        return Block(bag=bag, number=number, first=first, count=count, rows=rows, lane=lane, then=then)
 
     def blocks(self, bag: str, *, first: int = 0) -> Iterator[Block]:
         base = self._find(bag)
         if base is None:
             return
-        query = "SELECT rows, key, first, count FROM block WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
-        for rows, key, first_task, count in self._pages(query, base + first, base + MAX_INDEX):
-            yield Block(bag=bag, number=key - base, first=first_task, count=count, rows=rows)
+        query = """
+            SELECT rows, key, first, count, lane, next FROM block WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?
+        """
+        for rows, key, at, count, lane, then in self._pages(query, base + first, base + MAX_INDEX):
+            yield Block(bag=bag, number=key - base, first=at, count=count, rows=rows, lane=lane, then=then)
 
     # -- results ------------------------------------------------------------------------------------
 
@@ -222,6 +227,40 @@ class SqliteTable:
                 return
             place, limit = rows[-1][1:], rows_.next_limit(rows)
 
+    # -- lanes, and what workers agree on -----------------------------------------------------------
+
+    def put_lanes(self, lanes: Sequence[Lane]) -> None:
+        now = time.time()
+        with self._open().write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO lane VALUES (?, ?, ?)",
+                [(lane.name, now, encode(lane)) for lane in lanes],
+            )
+
+    def lanes(self) -> list[tuple[Lane, float]]:
+        now = time.time()
+        with self._open().read() as connection:
+            rows = connection.execute("SELECT body, used_at FROM lane").fetchall()
+        return [(_decode_lane(body), now - used_at) for body, used_at in rows]
+
+    def remove_lane(self, name: str, *, unused_s: float = 0.0) -> bool:
+        with self._open().write() as connection:
+            query = "DELETE FROM lane WHERE name = ? AND used_at <= ?"
+            return connection.execute(query, (name, time.time() - unused_s)).rowcount == 1
+
+    def shared(self, key: str) -> tuple[bytes, int]:
+        with self._open().read() as connection:
+            row = connection.execute("SELECT value, version FROM shared WHERE key = ?", (key,)).fetchone()
+        return row or (b"", 0)
+
+    def swap(self, key: str, value: bytes, version: int) -> bool:
+        with self._open().write() as connection:
+            if not version:
+                query = "INSERT OR IGNORE INTO shared VALUES (?, 1, ?)"
+                return connection.execute(query, (key, value)).rowcount == 1
+            query = "UPDATE shared SET value = ?, version = version + 1 WHERE key = ? AND version = ?"
+            return connection.execute(query, (value, key, version)).rowcount == 1
+
     # -- workers and dead messages ------------------------------------------------------------------
 
     def beat(self, status: WorkerStatus) -> None:
@@ -253,6 +292,7 @@ class SqliteTable:
     # -- both at once -------------------------------------------------------------------------------
 
     def transaction(self, queue: Queue) -> AbstractContextManager[None]:
+        queue = getattr(queue, "main", queue)
         if isinstance(queue, SqliteQueue) and queue.database is self.database:
             return _within(self._open())
         return nullcontext()

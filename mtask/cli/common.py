@@ -26,6 +26,7 @@ __all__ = [
     "connect",
     "console",
     "exit_code",
+    "is_default",
     "places",
     "quiet",
     "tasks_text",
@@ -114,6 +115,13 @@ def connect(queue: str | None, table: str | None, *, create: bool = True) -> Man
             "where you did, or say --queue and --table, or set MTASK_QUEUE and MTASK_TABLE"
         )
     return open_both(queue, table)
+
+
+def is_default(queue: str | None, table: str | None) -> bool:
+    """Is the queue the SQLite file of this folder?"""
+    from mtask.settings import DEFAULT_URL, find_urls
+
+    return find_urls(queue, table).queue == DEFAULT_URL
 
 
 def tasks_text(count: int) -> str:

@@ -68,6 +68,7 @@ def bag_panel(bag: BagStatus) -> Group:
     ]
     if bag.left and not bag.workers and bag.state != "cancelled":
         parts.append(Text("no worker is running; `mtask worker` starts one here", style="yellow"))
+    parts += [Text(why, style="yellow") for why in bag.unserved]
     if bag.left:
         parts += _workers(bag)
     parts += _groups(bag.failures)
@@ -77,6 +78,8 @@ def bag_panel(bag: BagStatus) -> Group:
 def _state(bag: BagStatus) -> Text:
     if bag.state == "cancelled":
         return Text("cancelled", style="yellow")
+    if bag.unserved:
+        return Text(f"waiting: {_short(bag.unserved[0], 60)}", style="yellow")
     if not bag.finished:
         return Text(
             {"open": "being submitted", "resending": "being sent again"}.get(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import connect, exit_code, places, quiet, tasks_text
+from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text
 from mtask.cli.task_options import task_options
 from mtask.cli.work import slot_options, work_until, worker_options
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
+    from mtask.requirements import Requirements
     from mtask.sources import Source
+    from mtask.submit import Prepared
 
 __all__ = ["run", "submit"]
+
+WORKER_SETTINGS = ("grace_s", "max_tasks_per_child", "max_memory_per_child_bytes", "split_after_s")
+"""What `worker_options` adds to the options of the tasks."""
 
 
 @click.command()
@@ -37,16 +43,26 @@ def run(
     Interrupted, it goes on by the same command. Others may help: `mtask worker` in the same folder.
     A TIME is in seconds, or like 90s, 5m, 2h.
 
+    What a task needs can also be said by columns of its row: cpus, memory, gpus, tags, priority. An empty
+    cell takes the option's value.
+
     \b
     Examples:
     mtask run tasks.csv --call mymodule:predict -j 4
     mtask run tasks.csv --run 'blastn -query {reads} -db {db} -outfmt 6'
     """
-    worker_settings = {key: options.pop(key) for key in ("grace_s", "max_tasks_per_child", "split_after_s")}
+    alone = is_default(queue, table)
+    worker_settings = {"alone": alone, **{key: options.pop(key) for key in WORKER_SETTINGS}}
     shown = not (quiet or as_json)
     source = _opened(tasks, options, here=True)
+
+    def on_needs(needs: Sequence[Requirements], say: Callable[[str], None]) -> None:
+        from mtask.cli.needs import tags_here
+
+        worker_settings["tags"] = tags_here(needs, slots, alone=alone, say=say)
+
     with connect(queue, table) as manager:
-        bag, sent = _submit(manager, source, options, shown)
+        bag, sent = _submit(manager, source, options, shown, on_needs)
         if shown:
             _announce(bag, sent)
             _warn_of_others(manager, bag)
@@ -91,18 +107,25 @@ def submit(
     mtask worker -j 8
     mtask status june
     """
-    shown = not (quiet or as_json)
+    from mtask.cli.needs import of_workers, worker_for
+
+    shown, starts = not (quiet or as_json), "mtask worker"
     source = _opened(tasks, options, here=False)
+
+    def on_needs(needs: Sequence[Requirements], say: Callable[[str], None]) -> None:
+        nonlocal starts
+        starts, now = worker_for(needs), time.time()
+        for note in of_workers(needs, [worker for worker in manager.table.workers() if worker.alive(now)]):
+            say(note)
+
     with connect(queue, table) as manager:
-        bag, sent = _submit(manager, source, options, shown)
+        bag, sent = _submit(manager, source, options, shown, on_needs)
         if as_json:
             from mtask.cli.render import print_json
 
             print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
-            _announce(
-                bag, sent, hint=f"`mtask worker` runs them, `mtask status {bag.name}` shows how it goes"
-            )
+            _announce(bag, sent, hint=f"`{starts}` runs them, `mtask status {bag.name}` shows how it goes")
     return 0
 
 
@@ -125,12 +148,33 @@ def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
     return source
 
 
-def _submit(manager: Manager, source: Source, options: dict[str, Any], shown: bool) -> tuple[BagHandle, int]:
-    """The bag, and how many of its tasks were sent just now."""
+def _submit(
+    manager: Manager,
+    source: Source,
+    options: dict[str, Any],
+    shown: bool,
+    on_needs: Callable[[Sequence[Requirements], Callable[[str], None]], None],
+) -> tuple[BagHandle, int]:
+    """The bag, and how many of its tasks were sent just now.
+
+    `on_needs` gets what the tasks need, before any is sent, and something to say a line with; it may raise.
+    """
     sent = 0
     line = _Line(shown and sys.stderr.isatty())
     template = options.pop("template")
     given = {name: value for name, value in options.items() if value is not None}
+
+    def say(text: str) -> None:
+        if shown:
+            line.clear()
+            click.echo(text, err=True)
+
+    def on_checked(prepared: Prepared) -> None:
+        from mtask.cli.needs import of_rows
+
+        for note in of_rows(prepared):
+            say(note)
+        on_needs(prepared.placing.needs, say)
 
     def on_sent(through: int) -> None:
         nonlocal sent
@@ -142,6 +186,7 @@ def _submit(manager: Manager, source: Source, options: dict[str, Any], shown: bo
             source,
             run=template,
             on_rows=lambda n: line.show(f"{tasks_text(n)} checked"),
+            on_checked=on_checked,
             on_sent=on_sent,
             **given,
         )

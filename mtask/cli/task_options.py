@@ -2,79 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import click
 
 from mtask.cli.common import Duration, Whole
+from mtask.cli.types import Cpus, Gpus, Memory, Names, PerMessage, Priority, Rate, Size, Tags, When
 
 __all__ = ["task_options"]
-
-_SIZES = {"": 1, "B": 1, "K": 1000, "KB": 1000, "KIB": 1024, "M": 10**6, "MB": 10**6, "MIB": 2**20}
-_SIZES |= {"G": 10**9, "GB": 10**9, "GIB": 2**30, "T": 10**12, "TB": 10**12, "TIB": 2**40}
-
-
-class Size(click.ParamType[int]):
-    """Bytes; also `16KiB`, `512MB`, `2GB`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", str(value))
-        if not found or found[2].upper() not in _SIZES:
-            self.fail(f"{value!r} is not a size; write bytes, or 512MB, 2GB, 2GiB", param, ctx)
-        return int(float(found[1]) * _SIZES[found[2].upper()])
-
-
-class Names(click.ParamType[tuple[str, ...]]):
-    """Words separated by commas."""
-
-    name = "names"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        names = tuple(part.strip() for part in str(value).split(","))
-        if not all(names):
-            self.fail(f"{value!r} has an empty name in it", param, ctx)
-        return names
-
-
-class When(click.ParamType[float]):
-    """A time from now on (`2h`), or a date and time of this machine's zone, or with its own. UTC seconds."""
-
-    name = "when"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return datetime.fromisoformat(str(value)).astimezone().timestamp()
-        except ValueError:
-            pass
-        try:
-            return time.time() + Duration().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(
-                f"{value!r} is neither a time from now, like 2h, nor a date, like 2030-01-31T08:00",
-                param,
-                ctx,
-            )
-
-
-class PerMessage(click.ParamType[int | None]):
-    """A number of tasks, or `auto`."""
-
-    name = "number or auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "auto":
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number from 1 on nor 'auto'", param, ctx)
-        return int(value)
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,11 +65,50 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--no-retry", type=Names(), metavar="NAME,…", help="Don't try these again."),
         click.option(
+            "--cpus", type=Cpus(), metavar="N", help="CPUs that a task takes of its worker's.  [default: 1]"
+        ),
+        click.option(
             "--memory",
             "memory_bytes",
-            type=Size(),
+            type=Memory(),
             metavar="SIZE",
-            help="End an attempt that takes more, as 2GB or 512MiB.",
+            help="Reserved for a task, as 2GB or 512MiB; an attempt that takes more is ended.",
+        ),
+        click.option("--gpus", type=Gpus(), metavar="N", help="GPUs that a task takes.  [default: 0]"),
+        click.option(
+            "--tags",
+            type=Tags(negative=True),
+            metavar="TAG,…",
+            help="The worker has all of these, and none written '!TAG'.",
+        ),
+        click.option(
+            "--only-on",
+            type=Tags(),
+            metavar="TAG,…",
+            help="The worker has at least one of these: for data that must stay in a place.",
+        ),
+        click.option(
+            "--priority",
+            type=Priority(),
+            metavar="HOW",
+            help="high, normal, low, or from -9 to 9: higher ones start first.  [default: normal]",
+        ),
+        click.option(
+            "--max-running", type=Whole(1), metavar="N", help="Most tasks that run at a time, on all workers."
+        ),
+        click.option(
+            "--rate",
+            type=Rate(),
+            metavar="RATE",
+            help="Most tasks that start, on all workers: 10/s, 600/min, 100/h.",
+        ),
+        click.option(
+            "--key", metavar="COLUMN", help="Leave out rows whose value in this column was there before."
+        ),
+        click.option(
+            "--serial",
+            metavar="COLUMN",
+            help="Run rows with the same value in this column one after the other.",
         ),
         click.option(
             "--expires",

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtask.cli.common import Duration, Whole, connect, places
+from mtask.cli.types import Cpus, GpuIds, Memory, Size, Tags
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
     from mtask.worker.supervisor import Worker
 
 __all__ = ["slot_options", "work_until", "worker", "worker_options"]
+
+CHECKPOINTS = ".mtask/checkpoints"
 
 
 def slot_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,13 +43,21 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="30s",
             show_default=True,
             metavar="TIME",
-            help="How long running tasks may go on after SIGTERM or Ctrl-C.",
+            help="How long running tasks may go on after SIGTERM or Ctrl-C; in its last third (at most 10s) they "
+            "get SIGTERM themselves, at its end SIGKILL.",
         ),
         click.option(
             "--max-tasks-per-child",
             type=Whole(1),
             metavar="N",
             help="Renew a function's process after N tasks.",
+        ),
+        click.option(
+            "--max-memory-per-child",
+            "max_memory_per_child_bytes",
+            type=Size(),
+            metavar="SIZE",
+            help="Renew a function's process that holds more when a task has ended.",
         ),
         click.option("--split-after", "split_after_s", type=Duration(), default="10s", hidden=True),
     )
@@ -75,12 +86,34 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--checkpoints",
     metavar="PLACE",
-    default=".mtask/checkpoints",
+    default=CHECKPOINTS,
     show_default=True,
     help="Folder, or fsspec URL, for tasks that save their state.",
 )
 @click.option("--lease", "lease_s", type=Duration("1s"), metavar="TIME", help="Instead of what the bags say.")
 @worker_options
+@click.option("--cpus", type=Cpus(), metavar="N", help="CPUs for its tasks.  [default: as many as slots]")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=Memory(),
+    metavar="SIZE",
+    help="Memory for its tasks, as 30GB.  [default: what the machine has]",
+)
+@click.option(
+    "--gpus",
+    type=GpuIds(),
+    metavar="N|ID,…",
+    help="GPUs for its tasks: how many, or which (0,2). 0 for none.  [default: what the machine has]",
+)
+@click.option(
+    "--tags",
+    type=Tags(),
+    envvar="MTASK_TAGS",
+    metavar="TAG,…",
+    help="What it has, or where it is, for tasks that ask for that.  [default: MTASK_TAGS]",
+)
+@click.option("--pin", is_flag=True, help="Keep each task on CPUs of its own.")
 @places
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -> int:
@@ -92,8 +125,13 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
     Functions are imported from the working directory and from Python's search path. A TIME is in
     seconds, or like 90s, 5m, 2h.
     """
+    if settings["checkpoints"] != CHECKPOINTS:  # somebody wants to use them
+        from mtask.task import check
+
+        check(settings["checkpoints"])
+    settings["tags"] = settings["tags"] or ()
     with connect(queue, table) as manager:
-        made = _make(manager, say=lambda text: click.echo(f"mtask: {text}", err=True), **settings)
+        made = _make(manager, say=_say, alone=False, **settings)
         if not quiet:
             slots = "1 slot" if len(made.slots) == 1 else f"{len(made.slots)} slots"
             click.echo(f"worker {made.name}: {slots}, takes tasks from {manager.place}", err=True)
@@ -102,6 +140,10 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         if not quiet:
             click.echo(f"worker {made.name}: {made.done:,} done, {made.failed:,} failed attempts", err=True)
     return 0
+
+
+def _say(text: str) -> None:
+    click.echo(f"mtask: {text}", err=True)
 
 
 def work_until(

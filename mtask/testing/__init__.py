@@ -14,4 +14,5 @@ with suppress(ImportError):
     import pytest
 
     # Else a failing assertion in here would not show its values.
-    pytest.register_assert_rewrite("mtask.testing.queue_contract", "mtask.testing.table_contract")
+    modules = ("lanes_contract", "queue_contract", "queue_steps", "results_contract", "table_contract")
+    pytest.register_assert_rewrite(*(f"mtask.testing.{name}" for name in modules))

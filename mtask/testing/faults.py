@@ -3,10 +3,10 @@
 A wrapped queue or table does what the real one does, except that a call may
 
 - raise UnavailableError before anything happened, or after it happened, when nobody can know;
-- be slow; deliver in another order; send twice;
+- be slow; deliver in another order; send twice, or not at all;
 - end the process by SIGKILL just before or just after a write (`crash_at`).
 
-The two are never written together: `transaction` is what it is on a cloud.
+Unless told otherwise, the two are never written together: `transaction` is what it is on a cloud.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from typing import Any, cast
 import msgspec
 
 from mtask.errors import UnavailableError
+from mtask.lanes import Lanes
 from mtask.queue import Queue
 from mtask.table import Table
 
 __all__ = ["Faults", "FaultyQueue", "FaultyTable", "Rates"]
 
 WRITES = {
-    "queue": {"send", "delete", "release", "extend"},
-    "table": {"create_bag", "update_bag", "put_blocks", "record", "retract", "keep_attempts", "set_aside"},
+    "queue": {"send", "delete", "release", "extend", "remove"},
+    "table": {
+        *("create_bag", "update_bag", "put_blocks", "record", "retract", "keep_attempts", "set_aside"),
+        *("put_lanes", "remove_lane", "swap"),
+    },
 }
 """The calls after which another process sees something new. Heartbeats and receives are no points to crash at."""
 
@@ -45,6 +49,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """UnavailableError, though it happened."""
     duplicate: float = 0.0
     """Of sends: every message twice."""
+    drop: float = 0.0
+    """Of sends: half of the messages are lost without a word, as with a broker's disk."""
     delay: float = 0.0
     delay_s: float = 0.05
 
@@ -59,10 +65,13 @@ class Faults:
         rates: Rates | None = None,
         down: Path | None = None,
         crash_at: int | None = None,
+        together: bool = False,
     ) -> None:
         """`down`: a folder; while the file `queue` or `table` is in it, that one is out of reach.
-        `crash_at`: the process dies at this point; a write has two, before and after it, from 0."""
+        `crash_at`: the process dies at this point; a write has two, before and after it, from 0.
+        `together`: the table's `transaction` is the real one."""
         self.rates = rates or Rates()
+        self.together = together
         self._rng = random.Random(seed)
         self._down, self._crash_at = down, crash_at
         self._lock = threading.Lock()
@@ -124,6 +133,8 @@ class _FaultyQueue(_Faulty):
     def send(self, messages: Any, *, delay_s: float = 0) -> None:
         if self._faults.chance(self._faults.rates.duplicate):
             messages = [*messages, *messages]
+        if self._faults.chance(self._faults.rates.drop):
+            messages = messages[1::2]
         self._faults.call("queue", "send", lambda: self._real.send(messages, delay_s=delay_s))
 
     def receive(self, **options: Any) -> Any:
@@ -131,15 +142,24 @@ class _FaultyQueue(_Faulty):
         self._faults.shuffle(deliveries)
         return deliveries
 
+    def lane(self, name: str) -> Queue:
+        return FaultyQueue(self._faults.call("queue", "lane", lambda: self._real.lane(name)), self._faults)
+
 
 class _FaultyTable(_Faulty):
     _side = "table"
 
-    def transaction(self, _queue: Queue) -> Any:
-        return nullcontext()
+    def transaction(self, queue: Any) -> Any:
+        if not self._faults.together:
+            return nullcontext()
+        main = queue.main if isinstance(queue, Lanes) else queue
+        return self._real.transaction(getattr(main, "_real", main))
 
 
 def FaultyQueue(queue: Queue, faults: Faults) -> Queue:
+    """The same with faults; of `Lanes`, each physical queue has them."""
+    if isinstance(queue, Lanes):
+        return Lanes(FaultyQueue(queue.main, faults))
     return cast(Queue, _FaultyQueue(queue, faults))
 
 

@@ -5,7 +5,7 @@ A backend's test is `QueueMachine.run(MyHarness)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,9 @@ SETTINGS = settings(
 
 SECONDS = st.sampled_from([1, 5, 20, 100])
 CLIENTS = st.sampled_from([0, 1])
+NAMES = ("", "b")
+"""Of the lanes; the empty one is the queue itself."""
+LANES = st.sampled_from(NAMES)
 
 
 class QueueHarness(Protocol):
@@ -59,22 +62,25 @@ class QueueHarness(Protocol):
 class _Copy:
     """What the model knows of a message."""
 
+    lane: str
     visible_at: float
     holder: Delivery | None = None
     deliveries: int = 0
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Two clients of one queue, and a dictionary that says what they should see."""
+    """Two clients of one queue and a lane of it, and a dictionary that says what they should see."""
 
     deliveries: Bundle[Delivery] = Bundle("deliveries")
 
     def __init__(self, harness: QueueHarness) -> None:
         super().__init__()
         self.harness = harness
-        self.queues = [harness.open(), harness.open()]
+        self.queues = [self.open(), self.open()]
+        """Of each client, by lane."""
         self.now = 0.0
-        self.sent = 0
+        self.lanes: list[str] = []
+        """By the index of each message that was sent."""
         self.model: dict[int, _Copy] = {}
 
     @classmethod
@@ -83,9 +89,21 @@ class QueueMachine(RuleBasedStateMachine):
         run_state_machine_as_test(lambda: cls(make()), settings=settings)  # type: ignore[arg-type]
 
     def teardown(self) -> None:
-        for queue in self.queues:
-            queue.close()
+        for client in (0, 1):
+            self.close(client)
         self.harness.close()
+
+    def open(self) -> dict[str, Queue]:
+        main = self.harness.open()
+        return {name: main.lane(name) if name else main for name in NAMES}
+
+    def close(self, client: int) -> None:
+        for queue in self.queues[client].values():
+            queue.close()
+
+    def by_lane(self, client: int, some: list[Delivery]) -> Iterator[tuple[Queue, list[Delivery]]]:
+        for name, queue in self.queues[client].items():
+            yield queue, [delivery for delivery in some if self.lanes[index_of(delivery)] == name]
 
     def held_by(self, delivery: Delivery, *, settling: bool = False) -> _Copy | None:
         """The message, if this delivery is its present holder."""
@@ -95,18 +113,19 @@ class QueueMachine(RuleBasedStateMachine):
         late = settling and self.harness.late_settles
         return copy if late or copy.visible_at > self.now else None
 
-    @rule(client=CLIENTS, count=st.integers(1, 4), delay_s=st.sampled_from([0, 0, 5, 50]))
-    def send(self, client: int, count: int, delay_s: float) -> None:
-        indexes = range(self.sent, self.sent + count)
-        self.sent += count
-        self.queues[client].send([a_message(index) for index in indexes], delay_s=delay_s)
+    @rule(client=CLIENTS, lane=LANES, count=st.integers(1, 4), delay_s=st.sampled_from([0, 0, 5, 50]))
+    def send(self, client: int, lane: str, count: int, delay_s: float) -> None:
+        indexes = range(len(self.lanes), len(self.lanes) + count)
+        self.lanes += [lane] * count
+        self.queues[client][lane].send([a_message(index) for index in indexes], delay_s=delay_s)
         for index in indexes:
-            self.model[index] = _Copy(self.now + delay_s)
+            self.model[index] = _Copy(lane, self.now + delay_s)
 
-    @rule(target=deliveries, client=CLIENTS, max_messages=st.integers(1, 3), lease_s=SECONDS)
-    def receive(self, client: int, max_messages: int, lease_s: float) -> MultipleResults[Delivery]:
-        visible = {index for index, copy in self.model.items() if copy.visible_at <= self.now}
-        taken = self.queues[client].receive(max_messages=max_messages, lease_s=lease_s, wait_s=0)
+    @rule(target=deliveries, client=CLIENTS, lane=LANES, max_messages=st.integers(1, 3), lease_s=SECONDS)
+    def receive(self, client: int, lane: str, max_messages: int, lease_s: float) -> MultipleResults[Delivery]:
+        queue = self.queues[client][lane]
+        visible = {i for i, copy in self.model.items() if copy.lane == lane and copy.visible_at <= self.now}
+        taken = queue.receive(max_messages=max_messages, lease_s=lease_s, wait_s=0)
         indexes = [index_of(delivery) for delivery in taken]
         assert len(set(indexes)) == len(indexes) <= max_messages
         assert set(indexes) <= visible
@@ -114,14 +133,15 @@ class QueueMachine(RuleBasedStateMachine):
         for index, delivery in zip(indexes, taken, strict=True):
             copy = self.model[index]
             copy.visible_at, copy.holder, copy.deliveries = self.now + lease_s, delivery, copy.deliveries + 1
-            if self.queues[client].limits.counts_deliveries:
+            if queue.limits.counts_deliveries:
                 assert delivery.deliveries == copy.deliveries
         return multiple(*taken)
 
     @rule(target=deliveries, client=CLIENTS, delivery=deliveries, lease_s=SECONDS)
     def extend(self, client: int, delivery: Delivery, lease_s: float) -> MultipleResults[Delivery]:
         copy = self.held_by(delivery)
-        extended, lost = self.queues[client].extend([delivery], lease_s=lease_s)
+        queue = self.queues[client][self.lanes[index_of(delivery)]]
+        extended, lost = queue.extend([delivery], lease_s=lease_s)
         if copy is None:
             assert (extended, lost) == ([], [delivery])
             return multiple()
@@ -134,19 +154,26 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, some=st.lists(deliveries, max_size=3))
     def delete(self, client: int, some: list[Delivery]) -> None:
-        self.queues[client].delete(some)
+        for queue, deliveries in self.by_lane(client, some):
+            queue.delete(deliveries)
         for delivery in some:
             if self.held_by(delivery, settling=True) is not None:
                 del self.model[index_of(delivery)]
 
     @rule(client=CLIENTS, some=st.lists(deliveries, max_size=3), delay_s=st.sampled_from([0, 0, 5, 50]))
     def release(self, client: int, some: list[Delivery], delay_s: float) -> None:
-        self.queues[client].release(some, delay_s=delay_s)
+        for queue, deliveries in self.by_lane(client, some):
+            queue.release(deliveries, delay_s=delay_s)
         for delivery in some:
             copy = self.held_by(delivery, settling=True)
             if copy is not None:
                 copy.visible_at, copy.holder = self.now + delay_s, None
-                copy.deliveries -= not self.queues[client].limits.counts_releases
+                copy.deliveries -= not self.queues[client][copy.lane].limits.counts_releases
+
+    @rule(client=CLIENTS)
+    def remove(self, client: int) -> None:
+        removed = self.queues[client]["b"].remove()
+        assert not (removed and any(copy.lane == "b" for copy in self.model.values()))
 
     @rule(seconds=SECONDS)
     def advance(self, seconds: float) -> None:
@@ -155,21 +182,22 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(client=CLIENTS)
     def reopen(self, client: int) -> None:
-        self.queues[client].close()
-        self.queues[client] = self.harness.open()
+        self.close(client)
+        self.queues[client] = self.open()
 
     @rule()
     def reopen_all(self) -> None:
-        for queue in self.queues:
-            queue.close()
-        self.queues = [self.harness.open(), self.harness.open()]
+        for client in (0, 1):
+            self.close(client)
+        self.queues = [self.open(), self.open()]
 
     @invariant()
     def depth_is_right(self) -> None:
-        if not self.queues[0].limits.knows_depth:
-            return
-        later = [copy for copy in self.model.values() if copy.visible_at > self.now]
-        leased = sum(copy.holder is not None for copy in later)
-        expected = Depth(len(self.model) - len(later), leased, len(later) - leased)
-        for known, number in zip(self.queues[0].depth(), expected, strict=True):
-            assert known in (None, number)
+        for name, queue in self.queues[0].items():
+            copies = [copy for copy in self.model.values() if copy.lane == name]
+            later = [copy for copy in copies if copy.visible_at > self.now]
+            leased = sum(copy.holder is not None for copy in later)
+            expected = Depth(len(copies) - len(later), leased, len(later) - leased)
+            if queue.limits.knows_depth:
+                for known, number in zip(queue.depth(), expected, strict=True):
+                    assert known in (None, number)

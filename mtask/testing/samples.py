@@ -7,12 +7,14 @@ from typing import Any
 import msgspec
 
 from mtask.model import Bag, Block, Delivery, Failure, Message, Reason, Result, Spec, WorkerStatus
+from mtask.requirements import Lane, Requirements
 
 __all__ = [
     "a_bag",
     "a_block",
     "a_done",
     "a_failed",
+    "a_lane",
     "a_message",
     "a_message_of_bytes",
     "a_status",
@@ -28,11 +30,18 @@ def a_bag(name: str = "bag", **fields: Any) -> Bag:
     return Bag(name=name, **(defaults | fields))
 
 
-def a_block(number: int = 0, *, bag: str = "bag", count: int = 2, values: list[Any] | None = None) -> Block:
+def a_block(
+    number: int = 0, *, bag: str = "bag", count: int = 2, values: list[Any] | None = None, **fields: Any
+) -> Block:
     """Block `number` of a bag whose blocks have `count` tasks each."""
     first = number * count
     rows = [[value] for value in (range(first, first + count) if values is None else values)]
-    return Block(bag=bag, number=number, first=first, count=count, rows=msgspec.json.encode(rows))
+    return Block(bag=bag, number=number, first=first, count=count, rows=msgspec.json.encode(rows), **fields)
+
+
+def a_lane(priority: int = 1) -> Lane:
+    """A lane of tasks that ask for nothing but their priority."""
+    return Lane.of(priority, Requirements())
 
 
 def a_message(index: int = 0, *, value: Any = None, **fields: Any) -> Message:

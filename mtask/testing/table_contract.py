@@ -10,49 +10,48 @@ The fixtures are
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import msgspec
 import pytest
 
 from mtask.errors import BagExistsError, BagNotFoundError
-from mtask.model import BagState, Counts, DeadMessage, Failure, Reason, Result, Running, State
+from mtask.model import BagState, Counts, DeadMessage, Running
 from mtask.queue import Queue
+from mtask.requirements import Lane, Requirements
 from mtask.table import Table
-from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_message, a_status, an_expired
+from mtask.testing.results_contract import ResultsContract
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, a_message, a_status
 
 __all__ = ["TableContract"]
 
 NAMES = ["reads/2026-01", 'it\'s "quoted" `so`', "grüße 🦠", "a b\tc", "%s {x} $1 ?#&=", "..", "A" * 200]
-NESTED = {"a": [1, None, True, {"b": [[], {}, ""]}], "é\u2028": {"": 0}, 'k"\\': "\x00🦠"}
-VALUES = [None, 0, False, "", 2**63, -(2**100), 0.1, 1e-300, 1e22, 5e-324, -0.0, NESTED, "x" * 100_000]
-STATES = {"done": a_done, "failed": a_failed, "expired": an_expired}
+LANES = (
+    a_lane(),
+    Lane.of(
+        -9,
+        Requirements(cpus=0.5, memory_bytes=2**40, gpus=2, tags=("blast", "!slow"), only_on=("ü", "eu/1")),
+        uid="0123456789ab",
+        max_running=3,
+        rate=0.1,
+    ),
+)
 
 
 class Boom(Exception):
     """Raised to leave a transaction."""
 
 
-class TableContract:
+class TableContract(ResultsContract):
     """Tests of a table. A table that is consistent only after a while is not a table."""
-
-    @pytest.fixture
-    def other_table(self, table: Table) -> Table:
-        return table
 
     @pytest.fixture
     def queue_beside(self) -> Queue:
         pytest.skip("no queue lives in this database")
-
-    @pytest.fixture
-    def bag(self, table: Table) -> str:
-        """The name of a bag with 10 tasks."""
-        table.create_bag(a_bag(total=10))
-        return "bag"
 
     def test_it_is_a_table(self, table: Table) -> None:
         assert isinstance(table, Table)
@@ -60,7 +59,7 @@ class TableContract:
     # -- bags ---------------------------------------------------------------------------------------
 
     def test_a_bag_comes_out_as_it_went_in(self, table: Table, other_table: Table) -> None:
-        bag = a_bag(digest="d", source="tasks.csv", total=3, sent=1, columns=("id", "grüße"))
+        bag = a_bag(digest="d", source="tasks.csv", total=3, sent=1, columns=("id", "grüße"), lanes=LANES)
         table.create_bag(bag)
         assert other_table.bag("bag") == bag
 
@@ -172,6 +171,13 @@ class TableContract:
         with pytest.raises(KeyError):
             table.block(bag, 0)
 
+    def test_a_block_keeps_its_lane_and_what_follows_it(self, table: Table, bag: str) -> None:
+        fields: list[dict[str, Any]] = [{"lane": "c0ffee"}, {"then": 0}, {"lane": "1", "then": 2**31}]
+        blocks = [a_block(number, **each) for number, each in enumerate(fields)]
+        table.put_blocks(blocks)
+        assert list(table.blocks(bag)) == blocks
+        assert [table.block(bag, number) for number in range(3)] == blocks
+
     def test_large_blocks_stream(self, table: Table, bag: str) -> None:
         blocks = [a_block(number, values=["x" * 40_000, number]) for number in range(150)]
         for start in range(0, 150, 25):
@@ -181,161 +187,96 @@ class TableContract:
         table.put_blocks([a_block(150)])  # writing while reading is fine
         assert list(stream)[:149] == blocks[1:]
 
-    # -- promise 1: which row replaces which --------------------------------------------------------
-
-    @pytest.mark.parametrize("second", STATES)
-    @pytest.mark.parametrize("first", STATES)
-    @pytest.mark.parametrize("at_once", [False, True], ids=["two calls", "one call"])
-    def test_what_replaces_what(self, table: Table, bag: str, first: str, second: str, at_once: bool) -> None:
-        old, new = STATES[first](3, "old"), STATES[second](3, "new")
-        for results in [[old, new]] if at_once else [[old], [new]]:
-            table.record(results)
-        kept = old if first == "done" else new
-        assert list(table.results(bag)) == [kept]
-        assert table.counts(bag) == Counts(total=10, **{kept.state.value: 1})
-
-    def test_counts_of_a_mixed_batch(self, table: Table, bag: str) -> None:
-        table.record([a_done(0), a_failed(1), an_expired(2), a_failed(3)])
-        table.record([a_failed(0), a_done(1), a_failed(2), a_failed(3), a_done(4), an_expired(5)])
-        assert table.counts(bag) == Counts(total=10, done=3, failed=2, expired=1)
-        assert "".join(result.state[0] for result in table.results(bag)) == "ddffde"
-
-    def test_counts_stay_right_when_many_write(self, table: Table, other_table: Table, bag: str) -> None:
-        def write(mine: Table, shift: int) -> None:
-            for turn in range(5):
-                make = a_done if (turn + shift) % 2 else a_failed
-                mine.record([make(index) for index in range(shift, 40 + shift)])
-
-        pairs = zip((table, other_table) * 2, range(4), strict=True)
-        threads = [threading.Thread(target=write, args=pair) for pair in pairs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert table.counts(bag) == Counts(total=10, done=43)
-        assert [result.index for result in table.results(bag, states=[State.DONE])] == list(range(43))
-
-    def test_recording_the_same_again_changes_nothing(self, table: Table, bag: str) -> None:
-        for _ in range(2):
-            table.record([a_done(0, 1), a_failed(1)])
-        assert table.counts(bag) == Counts(total=10, done=1, failed=1)
-
-    def test_results_of_several_bags_in_one_call(self, table: Table, bag: str) -> None:
-        table.create_bag(a_bag("other"))
-        table.record([a_done(0), a_failed(0, bag="other"), a_done(1), a_done(1, bag="other")])
-        assert table.counts(bag) == Counts(total=10, done=2)
-        assert table.counts("other") == Counts(done=1, failed=1)
-        assert [result.state for result in table.results("other")] == [State.FAILED, State.DONE]
-
     def test_nothing_is_fine_everywhere(self, table: Table, bag: str) -> None:
         table.put_blocks([])
+        table.put_lanes([])
         table.record([])
         table.keep_attempts([])
         table.set_aside([])
         assert (table.recorded(bag, []), table.retract(bag, [])) == (set(), set())
         assert list(table.results(bag, indexes=[])) == list(table.results(bag, states=[])) == []
 
-    # -- reading results ----------------------------------------------------------------------------
+    # -- lanes --------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("value", VALUES, ids=[repr(value)[:12] for value in VALUES])
-    def test_every_value_survives(self, table: Table, bag: str, value: Any) -> None:
-        table.record([a_done(0, value)])
-        (result,) = table.results(bag)
-        assert result.value == value
-        assert type(result.value) is type(value)
-        assert not isinstance(value, float) or math.copysign(1, result.value) == math.copysign(1, value)
+    def listed(self, table: Table) -> dict[str, Lane]:
+        return {lane.name: lane for lane, _ in table.lanes()}
 
-    def test_every_field_survives(self, table: Table, other_table: Table, bag: str) -> None:
-        times: dict[str, Any] = {
-            "queued_at": 1700000000.123,
-            "started_at": 1700000001.5,
-            "finished_at": 1700000002.25,
-        }
-        who: dict[str, Any] = {"worker": "w-1", "host": "h", "id": "sample 1/ä", "attempt": 3}
-        cost: dict[str, Any] = {"wall_s": 0.75, "cpu_s": 0.5, "peak_bytes": 2**40, "exit_code": -9}
-        text: dict[str, Any] = {"stdout": "out\n\x00é", "stderr": "err\r\n🦠"}
-        failure = Failure(reason=Reason.SIGNAL, type="signal", message="SIGKILL\n'", traceback="")
-        rows = [
-            Result.failed("bag", 0, failure, **times, **who, **cost, **text),
-            a_done(1, NESTED, **times, **who, **cost, **text),
-            an_expired(2, "too late", **times, **who),
-        ]
-        table.record(rows)
-        assert list(other_table.results(bag)) == rows
+    def test_lanes_come_out_as_they_went_in(self, table: Table, other_table: Table) -> None:
+        assert table.lanes() == []
+        table.put_lanes(LANES)
+        assert sorted(self.listed(other_table).values(), key=lambda lane: lane.priority) == list(
+            reversed(LANES)
+        )
+        assert all(-1 < age_s < 60 for _, age_s in other_table.lanes())
 
-    def test_results_by_state_place_and_index(self, table: Table, bag: str) -> None:
-        kinds = list(STATES.values())
-        rows = [kinds[index % 3](index) for index in range(60)]
-        table.record(rows[30:])
-        table.record(list(reversed(rows[:30])))
-        chosen: list[dict[str, Any]] = [
-            {},
-            {"states": [State.FAILED]},
-            {"states": {State.DONE}},
-            {"states": (State.FAILED, State.EXPIRED)},
-            {"states": list(State)},
-            {"after": 0},
-            {"after": 41},
-            {"after": 59},
-            {"after": -1},
-            {"indexes": [5, 3, 59, 3, 1000]},
-            {"indexes": set(range(10, 50)), "states": [State.DONE], "after": 20},
-            {"states": [State.EXPIRED], "after": 30},
-        ]
-        for choice in chosen:
-            expected = [
-                row
-                for row in rows
-                if row.state in choice.get("states", list(State))
-                and row.index > choice.get("after", -1)
-                and row.index in choice.get("indexes", range(60))
-            ]
-            assert list(table.results(bag, **choice)) == expected, choice
+    def test_a_lane_put_again_is_as_if_new(self, table: Table, other_table: Table) -> None:
+        def ages_s() -> dict[str, float]:
+            return {lane.name: age_s for lane, age_s in other_table.lanes()}
 
-    def test_results_stream_while_others_write(self, table: Table, bag: str) -> None:
-        count = 5000
-        for start in range(0, count, 1000):
-            table.record([a_done(index) for index in range(start, start + 1000)])
-        stream = table.results(bag)
-        assert next(stream).index == 0
-        table.record([a_done(count)])
-        assert [result.index for result in stream][: count - 1] == list(range(1, count))
+        one, two = (lane.name for lane in LANES)
+        table.put_lanes(LANES)
+        before = ages_s()
+        deadline = time.monotonic() + 60
+        while ages_s()[one] < before[one] + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        table.put_lanes(LANES[:1])
+        after = ages_s()
+        assert len(table.lanes()) == 2
+        assert after[one] < after[two] - 0.5
 
-    def test_recorded(self, table: Table, bag: str) -> None:
-        table.record([a_done(0), a_failed(5), an_expired(70_000)])
-        assert table.recorded(bag, [0, 1, 5, 70_000, 10**9]) == {0, 5, 70_000}
-        assert table.recorded(bag, range(2000)) == {0, 5}
-        assert table.recorded(bag, {7}) == set()
+    def test_a_lane_is_removed(self, table: Table, other_table: Table) -> None:
+        table.put_lanes(LANES)
+        assert not other_table.remove_lane(LANES[0].name, unused_s=60), "it was put just now"
+        assert len(self.listed(table)) == 2
+        assert other_table.remove_lane(LANES[0].name)
+        assert list(self.listed(table).values()) == [LANES[1]]
+        assert not table.remove_lane(LANES[0].name)
+        assert not table.remove_lane("unknown")
+        table.put_lanes(LANES[:1])
+        assert len(self.listed(other_table)) == 2
 
-    # -- retract and attempts -----------------------------------------------------------------------
+    # -- what workers agree on ----------------------------------------------------------------------
 
-    def test_retract_takes_out_all_but_done(self, table: Table, bag: str) -> None:
-        table.record([a_done(0), a_failed(1, attempt=2), an_expired(2), a_failed(3)])
-        assert table.retract(bag, [0, 1, 2, 9]) == {1, 2}
-        assert table.counts(bag) == Counts(total=10, done=1, failed=1)
-        assert [result.index for result in table.results(bag)] == [0, 3]
-        assert [result.index for result in table.results(bag, states=[State.FAILED])] == [3]
-        assert table.recorded(bag, range(10)) == {0, 3}
-        assert list(table.attempts(bag)) == [a_failed(1, attempt=2), an_expired(2)]
-        assert table.retract(bag, [1, 2]) == set()
-        table.record([a_done(1)])
-        assert table.counts(bag) == Counts(total=10, done=2, failed=1)
+    @pytest.mark.parametrize("key", ["limit/c0ffee", "a/b//c", "ü ?#%"])
+    def test_a_document_is_swapped(self, table: Table, other_table: Table, key: str) -> None:
+        assert table.shared(key) == (b"", 0)
+        versions = [0]
+        for value in (b"one", bytes(range(256)) * 240, b"", b"one"):  # 60 KiB of any bytes
+            assert table.swap(key, value, versions[-1])
+            found, version = other_table.shared(key)
+            assert found == value
+            assert version not in versions
+            versions.append(version)
+        assert table.shared(f"{key}/") == (b"", 0)
 
-    def test_retract_many(self, table: Table, bag: str) -> None:
-        table.record([a_failed(index) if index % 3 else a_done(index) for index in range(3000)])
-        assert len(table.retract(bag, range(3000))) == 2000
-        assert table.counts(bag) == Counts(total=10, done=1000)
-        assert sum(1 for _ in table.attempts(bag)) == 2000
+    def test_a_stale_swap_changes_nothing(self, table: Table, other_table: Table) -> None:
+        assert table.swap("key", b"one", 0)
+        first = table.shared("key")
+        assert not other_table.swap("key", b"other", 0)
+        assert table.shared("key") == first
+        assert other_table.swap("key", b"two", first[1])
+        second = table.shared("key")
+        for version in (0, first[1], second[1] + 1):
+            assert not table.swap("key", b"stale", version)
+        assert table.shared("key") == second
+        assert not table.swap("another", b"stale", 1)
+        assert table.shared("another") == (b"", 0)
 
-    def test_attempts_are_beside_the_rows(self, table: Table, bag: str) -> None:
-        table.create_bag(a_bag("other"))
-        kept = [a_failed(index, attempt=attempt) for index in range(150) for attempt in (1, 2)]
-        table.keep_attempts(list(reversed(kept)))
-        table.keep_attempts([a_failed(0, bag="other")])
-        assert list(table.attempts(bag)) == kept
-        assert list(table.attempts(bag, after=3)) == kept[8:]
-        assert (list(table.results(bag)), table.recorded(bag, range(9))) == ([], set())
-        assert table.counts(bag) == Counts(total=10)
+    def test_no_count_is_lost(self, table: Table, other_table: Table) -> None:
+        def count(mine: Table) -> None:
+            for _ in range(25):
+                while True:
+                    value, version = mine.shared("count")
+                    if mine.swap("count", b"%d" % (int(value or b"0") + 1), version):
+                        break
+
+        threads = [threading.Thread(target=count, args=(mine,)) for mine in (table, other_table)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert table.shared("count")[0] == b"50"
 
     # -- workers and dead messages ------------------------------------------------------------------
 
@@ -390,6 +331,19 @@ class TableContract:
             table.record([a_done(0, bag="other")])
         assert len(queue_beside.extend(held, lease_s=60).extended) == 1
         assert queue_beside.receive(max_messages=5, lease_s=60, wait_s=0) == []
+
+    def test_lanes_and_documents_are_part_of_a_transaction(self, table: Table, queue_beside: Queue) -> None:
+        with closing(queue_beside.lane("c0ffee")) as lane:
+            with pytest.raises(Boom), table.transaction(queue_beside):
+                lane.send([a_message()])
+                table.put_lanes(LANES)
+                assert table.swap("key", b"one", 0)
+                raise Boom
+            assert lane.receive(max_messages=5, lease_s=60, wait_s=0) == []
+            assert (table.lanes(), table.shared("key")) == ([], (b"", 0))
+            with table.transaction(queue_beside):
+                lane.send([a_message()])
+            assert len(lane.receive(max_messages=5, lease_s=60, wait_s=0)) == 1
 
     def test_others_see_nothing_of_a_transaction_before_its_end(
         self, table: Table, queue_beside: Queue, bag: str

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mtask.model import Bag, BagState, Block, Counts, Result, State
+from mtask.requirements import Lane
 from mtask.table import Table
 from mtask.testing.queue_machine import CLIENTS, SETTINGS
-from mtask.testing.samples import a_bag, a_block, a_done, a_failed, an_expired
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, an_expired
 
 __all__ = ["SETTINGS", "TableHarness", "TableMachine"]
 
@@ -34,6 +35,8 @@ RESULT = st.builds(
     st.integers(1, 3),
 )
 RESULTS = st.lists(RESULT, max_size=10)
+LANES = st.integers(1, 4).map(a_lane)
+KEYS = st.sampled_from(["a", "a/b"])
 
 
 class TableHarness(Protocol):
@@ -57,6 +60,9 @@ class TableMachine(RuleBasedStateMachine):
         self.rows: dict[str, dict[int, Result]] = {name: {} for name in BAGS}
         self.blocks: dict[str, dict[int, Block]] = {name: {} for name in BAGS}
         self.attempts: dict[str, list[Result]] = {name: [] for name in BAGS}
+        self.lanes: dict[str, Lane] = {}
+        self.documents: dict[str, list[tuple[bytes, int]]] = {}
+        """By key; with its versions, oldest first."""
         for bag in self.bags.values():
             self.tables[0].create_bag(bag)
 
@@ -124,9 +130,18 @@ class TableMachine(RuleBasedStateMachine):
         # Which of two with the same number comes first is open.
         assert Counter(map(msgspec.json.encode, found)) == Counter(map(msgspec.json.encode, expected))
 
-    @rule(client=CLIENTS, bag=BAG, numbers=st.lists(st.integers(0, 6), max_size=4), value=st.integers())
-    def put_blocks(self, client: int, bag: str, numbers: list[int], value: int) -> None:
-        blocks = [a_block(number, bag=bag, values=[value, number]) for number in numbers]
+    @rule(
+        client=CLIENTS,
+        bag=BAG,
+        numbers=st.lists(st.integers(0, 6), max_size=4),
+        value=st.integers(),
+        lane=st.sampled_from(["", "b"]),
+        then=st.none() | st.integers(0, 9),
+    )
+    def put_blocks(
+        self, client: int, bag: str, numbers: list[int], value: int, lane: str, then: int | None
+    ) -> None:
+        blocks = [a_block(n, bag=bag, values=[value, n], lane=lane, then=then) for n in numbers]
         self.tables[client].put_blocks(blocks)
         for block in blocks:
             self.blocks[bag].setdefault(block.number, block)
@@ -155,6 +170,36 @@ class TableMachine(RuleBasedStateMachine):
         self.bags[name] = msgspec.structs.replace(
             bag, state=state or bag.state, total=max(bag.total, total or 0), sent=max(bag.sent, sent or 0)
         )
+
+    @rule(client=CLIENTS, lanes=st.lists(LANES, max_size=3, unique=True))
+    def put_lanes(self, client: int, lanes: list[Lane]) -> None:
+        self.tables[client].put_lanes(lanes)
+        self.lanes.update((lane.name, lane) for lane in lanes)
+
+    @rule(client=CLIENTS, lane=LANES)
+    def remove_lane(self, client: int, lane: Lane) -> None:
+        self.tables[client].remove_lane(lane.name)
+        self.lanes.pop(lane.name, None)
+
+    @rule(client=CLIENTS)
+    def read_lanes(self, client: int) -> None:
+        found = [lane for lane, _ in self.tables[client].lanes()]
+        assert sorted(found, key=lambda lane: lane.name) == sorted(
+            self.lanes.values(), key=lambda lane: lane.name
+        )
+
+    @rule(client=CLIENTS, key=KEYS, value=st.binary(max_size=5), stale_by=st.sampled_from([0, 0, 1, 2]))
+    def swap(self, client: int, key: str, value: bytes, stale_by: int) -> None:
+        known = self.documents.setdefault(key, [(b"", 0)])
+        assert self.tables[1 - client].shared(key) == known[-1]
+        _, version = known[-1 - min(stale_by, len(known) - 1)]
+        swapped = self.tables[client].swap(key, value, version)
+        assert swapped == (version == known[-1][1])
+        if swapped:
+            found, new = self.tables[client].shared(key)
+            assert found == value
+            assert new not in (old for _, old in known)
+            known.append((found, new))
 
     @rule(client=CLIENTS)
     def reopen(self, client: int) -> None:

@@ -13,6 +13,10 @@ from mtask.table import Table
 __all__ = ["Bags"]
 
 KEEP_S = 60.0
+ELSEWHERE_S = 2.0
+"""What this worker can't run is left to others for so long."""
+TRY_AGAIN_S = 60.0
+"""And it looks again whether it can run it by now."""
 
 
 class Bags:
@@ -21,7 +25,23 @@ class Bags:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._bags: dict[str, tuple[Bag, float]] = {}
+        self._given_back: dict[str, tuple[Bag, str, float]] = {}
         self._lock = threading.Lock()
+
+    def give_back(self, bag: Bag, why: str) -> None:
+        """This worker can't run the bag's tasks, for this reason."""
+        with self._lock:
+            self._given_back[bag.uid] = bag, why, time.monotonic()
+
+    def given_back(self) -> dict[str, str]:
+        """By uid, why this worker doesn't run a bag's tasks."""
+        with self._lock:
+            old = [
+                uid for uid, (_, _, at_s) in self._given_back.items() if time.monotonic() - at_s > TRY_AGAIN_S
+            ]
+            for uid in old:
+                del self._given_back[uid]
+            return {uid: why for uid, (_, why, _) in self._given_back.items()}
 
     def of(self, message: Message) -> Bag | None:
         """The message's bag; None when it is gone, or another one has its name now."""
@@ -30,6 +50,7 @@ class Bags:
             # A bag that was open may have grown since; a cancelled one may have been taken up again.
             if (
                 known is not None
+                and message.bag == known[0].name
                 and message.first + message.count <= known[0].total
                 and message.generation <= known[0].generation
             ):

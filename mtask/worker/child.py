@@ -11,9 +11,7 @@ import faulthandler
 import fcntl
 import importlib
 import io
-import itertools
 import os
-import re
 import resource
 import signal
 import socket
@@ -27,9 +25,10 @@ import msgspec
 import mtask
 from mtask import task
 from mtask.errors import MtaskError
-from mtask.model import EXPIRED, ID_COLUMN, Failure, Message, Reason, Result, Spec, as_id
+from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
 from mtask.retry import is_wanted
 from mtask.values import encode_value
+from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
 from mtask.worker.wire import BAD, BAG, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
 
@@ -38,12 +37,10 @@ if TYPE_CHECKING:
 
 FLUSH_NS = 20_000_000
 """Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
-
-MOST_DEPTH = 200
-"""Of a value: whoever reads it has a limit, which depends on how deep in calls they are themselves."""
+LOOK_NS = 5_000_000
+"""A look at the own memory takes as long as a quick task: so there is one in so much time only."""
 
 _ROWS = msgspec.json.Decoder(list[list[Any]])
-_NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}"]+')
 _PR_SET_PDEATHSIG = 1
 _NOT_THE_USERS = (os.path.dirname(mtask.__file__) + os.sep, "<frozen importlib", importlib.__file__)
 
@@ -61,6 +58,8 @@ class Kit(msgspec.Struct):
     """Goes first in sys.path."""
     max_tasks: int | None = None
     """After so many it ends."""
+    max_memory_bytes: int | None = None
+    """Above that it ends, when a task has ended."""
     checkpoints: str = ""
 
 
@@ -83,7 +82,7 @@ class Child:
         self.callers: dict[tuple[str, tuple[str, ...]], Callable[[list[Any]], Any] | Failure] = {}
         self.epoch = 0
         self.encoder = msgspec.json.Encoder()
-        self.job = self.first = self.filled = self.flushed_ns = 0
+        self.job = self.first = self.filled = self.flushed_ns = self.looked_ns = 0
         self.cpu_s = _cpu_s()
         words = self.cell.words
         self.context = task.Context(
@@ -91,6 +90,7 @@ class Child:
         )
         task.set_context(self.context)
         self.left = kit.max_tasks or -1
+        self.max_memory_bytes = kit.max_memory_bytes
         self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         # Whatever a task does to the descriptors 1 and 2, these stay.
         self.outputs = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (1, 2))
@@ -103,7 +103,7 @@ class Child:
         self.forked = True
 
     def run(self) -> None:
-        """Serve until the supervisor closes the pipe, or `max_tasks` have run."""
+        """Serve until the supervisor closes the pipe, or there have been enough tasks or memory."""
         while self.left and (read := self._read()) is not None:
             kind, job, offset, payload = read
             if kind == BAG:
@@ -178,8 +178,6 @@ class Child:
                 returned = caller(row)
                 try:
                     value = encode_value(returned)
-                    if len(value) > 2 * MOST_DEPTH and _depth(value) > MOST_DEPTH:
-                        raise MtaskError(f"the function returned a value nested more than {MOST_DEPTH} deep")
                 except MtaskError as refused:
                     error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
                 del returned
@@ -242,9 +240,14 @@ class Child:
 
             try:
                 function = resolve(self.bags[message.uid].spec.target[0])
-                self.callers[key] = Binder(function, message.columns, textual=False).caller()
             except MtaskError as error:
                 # Not kept: the module may be mended, or its disk be mounted, before the next attempt.
+                return Failure(reason=Reason.START, type=UNKNOWN, message=str(error))
+            try:
+                spec = self.bags[message.uid].spec
+                binder = Binder(function, message.columns, textual=False, spare=(spec.key, spec.serial))
+                self.callers[key] = binder.caller()
+            except MtaskError as error:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
             except BaseException as error:
                 return describe(error, Reason.START)
@@ -269,12 +272,24 @@ class Child:
 
     def _flush(self, kind: int, offset: int) -> None:
         cell = self.cell
+        if self.max_memory_bytes is not None:
+            self._look_at_memory(self.max_memory_bytes)
+        if not self.left:
+            cell.words[Cell.SPENT] = 1
         if self.filled or kind == ENDED:
             items = bytes(cell.buffer[: max(0, self.filled - 1)])
             self._send(frame(kind, self.job, offset, b"[" + items + b"]"))
             cell.words[Cell.FILLED] = self.filled = 0
             cell.words[Cell.PORTION] += 1
         self.flushed_ns = time.monotonic_ns()
+
+    def _look_at_memory(self, max_bytes: int) -> None:
+        """Between two tasks: begin no other one if they have left too much behind."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self.looked_ns > LOOK_NS:
+            self.looked_ns = now_ns
+            if own_bytes() > max_bytes:
+                self.left = 0
 
     def _mend_outputs(self, *, broken: bool = False) -> None:
         """If a task has closed the standard output or error, or its stream, open it again."""
@@ -298,12 +313,6 @@ class Child:
         view = memoryview(data)
         while view:
             view = view[os.write(self.results_fd, view) :]
-
-
-def _depth(value: msgspec.Raw) -> int:
-    """How deep lists and objects are nested."""
-    brackets = _NO_BRACKETS.sub(b"", bytes(value))
-    return max(itertools.accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
 
 
 def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec | None = None) -> Failure:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import selectors
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +19,21 @@ import msgspec
 from mtask import task
 from mtask.errors import MtaskError
 from mtask.model import COMMAND_COLUMN, Failure, Reason, Result, Spec, State
+from mtask.requirements import Capabilities
 from mtask.template import Template, shell_environment, split_command, text_of
+from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
+from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
+from mtask.worker.room import Share
 from mtask.worker.runner import HOSTNAME, Host, Runner, failed_attempt, why_it_died
 
 __all__ = ["CommandRunner"]
 
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
 """Python ignores these; a command should not."""
+LAST_REMOVALS_S = 5.0
+"""So long a worker that ends waits for the store of checkpoints."""
 _ROWS = msgspec.json.Decoder(list[list[Any]])
 
 
@@ -35,8 +43,8 @@ class CommandRunner(Runner):
     A command owns its process group and its scratch directory: when it ends, what it left in them goes.
     """
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(host)
+    def __init__(self, host: Host, *, machine: Capabilities | None = None) -> None:
+        super().__init__(host, machine=machine)
         self._stdout, self._stderr = new_output(), new_output()
         self._null = os.open(os.devnull, os.O_RDONLY)
         self._scratch = ""
@@ -46,6 +54,9 @@ class CommandRunner(Runner):
         self._rows: dict[int, list[list[Any]]] = {}
         """Of each job's message."""
         self._started_s = self._started_at = 0.0
+        self._remover: _Remover | None = None
+        self._surroundings: tuple[Share | None, dict[str, str]] = None, {}
+        """The share of late, and what it adds to the environment."""
 
     # -- jobs ---------------------------------------------------------------------------------------
 
@@ -107,19 +118,20 @@ class CommandRunner(Runner):
         argv: list[str] = []
         try:
             argv, environment = self._command(job, row)
-            self.pid = os.posix_spawnp(
-                argv[0],
-                argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, self._null, 0),
-                    (os.POSIX_SPAWN_DUP2, self._stdout, 1),
-                    (os.POSIX_SPAWN_DUP2, self._stderr, 2),
-                ],
-                setpgroup=0,
-                setsigdef=_DEFAULT_SIGNALS,
-            )
-        except (OSError, ValueError, MtaskError) as error:
+            with pinned(job.share):
+                self.pid = os.posix_spawnp(
+                    argv[0],
+                    argv,
+                    environment,
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, self._null, 0),
+                        (os.POSIX_SPAWN_DUP2, self._stdout, 1),
+                        (os.POSIX_SPAWN_DUP2, self._stderr, 2),
+                    ],
+                    setpgroup=0,
+                    setsigdef=_DEFAULT_SIGNALS,
+                )
+        except (OSError, ValueError, RecursionError, MtaskError) as error:
             text = (
                 f"can't start {argv[0]!r}: {error.strerror}"
                 if argv and isinstance(error, OSError)
@@ -138,10 +150,14 @@ class CommandRunner(Runner):
         spec, message = job.held.bag.spec, job.held.message
         if not self._scratch:
             self._scratch = tempfile.mkdtemp(prefix="mtask-scratch-")
+        if job.share != self._surroundings[0]:
+            self._surroundings = job.share, environment_of(job.share, self._machine)
         environment = {
             **os.environ,
+            **self._surroundings[1],
             "TMPDIR": self._scratch,
             "MTASK_SCRATCH": self._scratch,
+            MARK: self.host.name,
             "MTASK_BAG": message.bag,
             "MTASK_INDEX": str(message.first + job.got),
             "MTASK_ID": job.held.id_of(job.got) or "",
@@ -155,8 +171,17 @@ class CommandRunner(Runner):
         return argv, environment | parameters
 
     def _checkpoint(self, job: Job) -> str:
-        place = task.place_of(self.host.checkpoints, job.held.bag.uid, job.held.message.first + job.got)
-        return place if "://" in place else os.path.abspath(place)
+        root = task.rooted(self.host.checkpoints)
+        return task.place_of(root, job.held.bag.uid, job.held.message.first + job.got)
+
+    def _remove_checkpoint(self, place: str) -> None:
+        if "://" not in place:
+            task.remove(place)
+            return
+        if self._remover is None:
+            self._remover = _Remover()
+            self._remover.start()
+        self._remover.places.put(place)
 
     def _on_exit(self) -> None:
         self._signal(signal.SIGKILL)  # what it has started goes with it
@@ -183,8 +208,8 @@ class CommandRunner(Runner):
                 text = f"{error.message}: {said.splitlines()[-1][-500:]}"
                 result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=text))
         if result.state is State.DONE:
-            with contextlib.suppress(Exception):  # the task is done all the same
-                task.remove(self._checkpoint(job))
+            self._remove_checkpoint(self._checkpoint(job))
+        self._cause = self._meant = None  # nothing is about to go any more
         job.got += 1
         self.host.attempts_ended(job, [result], len(result.stdout) + len(result.stderr))
         self._next()
@@ -243,6 +268,22 @@ class CommandRunner(Runner):
             shutil.rmtree(self._scratch, ignore_errors=True)
         for fd in (self._stdout, self._stderr, self._null):
             os.close(fd)
+        if self._remover is not None:
+            self._remover.places.put(None)
+            self._remover.join(LAST_REMOVALS_S)
+
+
+class _Remover(threading.Thread):
+    """Removes checkpoints at URLs, because the worker's main thread can't wait for a store."""
+
+    def __init__(self) -> None:
+        super().__init__(name="mtask-checkpoints", daemon=True)
+        self.places = queue.SimpleQueue[str | None]()
+
+    def run(self) -> None:
+        while (place := self.places.get()) is not None:
+            with contextlib.suppress(Exception):  # the task is done all the same
+                task.remove(place)
 
 
 def _maker(spec: Spec, columns: tuple[str, ...]) -> Callable[[list[Any]], tuple[list[str], dict[str, str]]]:

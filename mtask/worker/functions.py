@@ -13,10 +13,15 @@ import time
 import msgspec
 
 import mtask
+from mtask import task
 from mtask.model import Result, State
+from mtask.requirements import Capabilities
 from mtask.worker.child import BagFrame, Kit
+from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
+from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
+from mtask.worker.room import Share
 from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
 from mtask.worker.wire import BAD, BAG, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
 
@@ -35,21 +40,30 @@ _START = "import sys; sys.path.append(sys.argv.pop()); from mtask.worker.child i
 
 
 class FunctionRunner(Runner):
-    """Feeds one child, and replaces it when it dies or has run enough tasks."""
+    """Feeds one child, and replaces it when it dies, has run enough tasks, or holds too much memory."""
 
-    def __init__(self, host: Host, *, max_tasks_per_child: int | None = None) -> None:
-        super().__init__(host)
-        self._max_tasks = max_tasks_per_child
+    def __init__(
+        self,
+        host: Host,
+        *,
+        machine: Capabilities | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child_bytes: int | None = None,
+    ) -> None:
+        super().__init__(host, machine=machine)
+        self._max_tasks, self._max_memory_bytes = max_tasks_per_child, max_memory_per_child_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
+        self._share: Share | None = None
+        """With which the child was started: what libraries have read of it when they were loaded, stays."""
 
     # -- jobs ---------------------------------------------------------------------------------------
 
     def start(self, job: Job) -> None:
         if self._process is None:
             try:
-                self._spawn()
+                self._spawn(job.share)
             except OSError as error:
                 self.host.left_over([job])
                 self.host.broken(f"can't start a child process: {error}")
@@ -114,6 +128,14 @@ class FunctionRunner(Runner):
         if self._process is not None:
             self._cell.words[Cell.STOPPING] = 1
 
+    def suits(self, share: Share) -> bool:
+        return self._process is None or share == self._share
+
+    def gpus(self) -> tuple[str, ...]:
+        if self._process is None or self.jobs or self._share is None:
+            return ()
+        return self._share.gpus
+
     def _raise_barrier(self) -> None:
         """The child stops before its next task, and skips jobs until a RESUME."""
         self._epoch += 1
@@ -121,7 +143,7 @@ class FunctionRunner(Runner):
 
     # -- the child ----------------------------------------------------------------------------------
 
-    def _spawn(self) -> None:
+    def _spawn(self, share: Share | None) -> None:
         self._cell, cell_fd = Cell.create()
         jobs_out, self._jobs_in = os.pipe()
         self._results_out, results_in = os.pipe()
@@ -133,23 +155,27 @@ class FunctionRunner(Runner):
             worker=self.host.name,
             path=self.host.path,
             max_tasks=self._max_tasks,
-            checkpoints=self.host.checkpoints,
+            max_memory_bytes=self._max_memory_bytes,
+            checkpoints=task.rooted(self.host.checkpoints),
         )
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
-            stdin=subprocess.DEVNULL,
-            stdout=self._stdout,
-            stderr=self._stderr,
-            pass_fds=(jobs_out, results_in, cell_fd),
-            process_group=0,
-        )
+        with pinned(share):
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                pass_fds=(jobs_out, results_in, cell_fd),
+                env=os.environ | {MARK: self.host.name} | environment_of(share, self._machine),
+                process_group=0,
+            )
+        self._share = share
         for fd in (jobs_out, results_in, cell_fd):
             os.close(fd)
         self.pid, self._pidfd = self._process.pid, os.pidfd_open(self._process.pid)
         os.set_blocking(self._jobs_in, False)
         os.set_blocking(self._results_out, False)
         self._unwritten = bytearray()
-        self._frames, self._known, self._epoch, self._tasks_run = Frames(), set[str](), 0, 0
+        self._frames, self._known, self._epoch = Frames(), set[str](), 0
         self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
         self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
 
@@ -174,8 +200,6 @@ class FunctionRunner(Runner):
 
     def _on_results(self) -> None:
         self._read()
-        if self._cause is None and self._max_tasks and self._tasks_run >= self._max_tasks:
-            self.retire()
 
     def _read(self) -> bool:
         """Take what the child has sent; False: nothing more just now."""
@@ -204,7 +228,6 @@ class FunctionRunner(Runner):
         # Some may have been fetched from the cell before, or be of tasks that were cut away as it began them.
         results = results[max(0, job.got - first) : max(0, job.stop - first)]
         job.got = max(job.got, min(offset, job.stop))
-        self._tasks_run += len(results)
         if self._meant is not None and self._meant[0] is job:
             self._judge(job, results, self._meant[1])
         if results:
@@ -241,7 +264,7 @@ class FunctionRunner(Runner):
             self.host.left_over([job.rest()])
         if self._cause is None:
             self._over(job)
-        else:
+        if self._cause is not None or self._cell.words[Cell.SPENT]:
             self.retire()
 
     def _on_exit(self) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from mtask.errors import MessageError
 from mtask.model import EXPIRED, ID_COLUMN, Bag, Delivery, Message, Result, as_id
 from mtask.packing import slice_message, split_rows
+from mtask.worker.room import Share
 
 __all__ = ["Held", "Job"]
 
@@ -26,6 +27,7 @@ class Held:
         "body",
         "delivery",
         "expires_s",
+        "lane",
         "lease_s",
         "lost",
         "message",
@@ -46,6 +48,8 @@ class Held:
         self.lease_s, self.received_s = lease_s, time.monotonic()
         self.renewed_s, self.expires_s = asked_s, asked_s + lease_s
         self.unsettled = message.count
+        self.lane = bag.lane(message.lane)
+        """With what its tasks need."""
         self.lost = False
         """The lease ran out: nothing may be recorded or deleted any more."""
         try:
@@ -59,6 +63,11 @@ class Held:
     def deaths(self) -> int:
         """How many workers died with this message, or with those that it was cut from."""
         return self.message.deaths + self.delivery.deliveries - 1
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What an attempt may take; None: as much as it likes."""
+        return self.lane.requires.memory_bytes or self.bag.spec.memory_bytes
 
     @property
     def is_suspect(self) -> bool:
@@ -84,7 +93,7 @@ class Held:
             return None
         try:
             return as_id(msgspec.json.decode(self.rows[offset])[columns.index(ID_COLUMN)])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None  # whoever runs the row says what is wrong with it
 
     @property
@@ -112,7 +121,7 @@ class Held:
 class Job:
     """Tasks `start` to `stop` (offsets) of a held message, given to a slot."""
 
-    __slots__ = ("began_s", "got", "held", "ready_s", "serial", "start", "stop")
+    __slots__ = ("began_s", "got", "held", "ready_s", "serial", "share", "start", "stop")
 
     _serials = itertools.count()
 
@@ -123,6 +132,8 @@ class Job:
         """Results have come for all tasks before this offset."""
         self.ready_s = time.monotonic()
         self.began_s = 0.0
+        self.share: Share | None = None
+        """What it has of the worker, from its start on."""
 
     @property
     def whole(self) -> bool:

@@ -47,6 +47,11 @@ class LeaseKeeper(Service):
         with self._wake:
             return list(self._held)
 
+    def count(self, lane: str) -> int:
+        """How many of them are of this lane."""
+        with self._wake:
+            return sum(held.lane.name == lane for held in self._held)
+
     def stop(self) -> None:
         with self._wake:
             self._stopped = True

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Pulse"]
 
 BEAT_S = 2.0
+CLEAN_S = 3600.0
+"""How often a worker looks for lanes that nobody uses any more."""
 
 
 class Pulse(Service):
@@ -33,6 +35,7 @@ class Pulse(Service):
         self._started_at = time.time()
         self._last = (time.monotonic(), 0)
         self._rate = 0.0
+        self._cleaned_s = -CLEAN_S
 
     def beat_soon(self) -> None:
         self._wake.set()
@@ -47,6 +50,8 @@ class Pulse(Service):
             try:
                 self._table.beat(self.status("stopped" if stopped else None))
                 if not stopped:
+                    self._worker.limits.renew()
+                    self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
                     self._worker.notes.well("table")
             except BackendError as error:
@@ -56,6 +61,11 @@ class Pulse(Service):
                 return
             self._wake.wait(BEAT_S)
             self._wake.clear()
+
+    def _clean_now_and_then(self) -> None:
+        if time.monotonic() - self._cleaned_s > CLEAN_S:
+            self._cleaned_s = time.monotonic()
+            self._worker.queue.clean(self._table)
 
     def status(self, state: str | None = None) -> WorkerStatus:
         """What the worker does now; `state` instead of the true one."""
@@ -75,6 +85,8 @@ class Pulse(Service):
             done=worker.done,
             failed=worker.failed,
             rate=round(self._rate, 3),
+            can=worker.can,
+            cannot=worker.bags.given_back(),
             started_at=self._started_at,
             interval_s=BEAT_S,
             version=mtask.__version__,

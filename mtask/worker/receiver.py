@@ -5,36 +5,68 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
-from mtask.errors import BackendError, MessageError
+from mtask.errors import BackendError, BagNotFoundError, MessageError, NewerMessageError, UnavailableError
+from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
-from mtask.packing import unfold
-from mtask.queue import Queue
+from mtask.packing import check_rows, unfold
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane
 from mtask.table import Table
-from mtask.worker.bags import Bags
+from mtask.worker.bags import ELSEWHERE_S, Bags
 from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
+from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
 from mtask.worker.recorder import Recorder
+from mtask.worker.room import Space
+from mtask.worker.served import ServedLanes
 from mtask.worker.service import Service
 
-__all__ = ["Receiver"]
+__all__ = ["Receiver", "Wish"]
 
 LONG_POLL_S = 20.0
 SHORT_POLL_S = 0.1
 """Of a queue that sets no longest wait: to ask it costs next to nothing."""
+AFTER_YOU_S = 0.3
+"""Who has given back what it can't run is slower to ask again than those that may be able to."""
+LANES_POLL_S = 1.0
+"""With several lanes, so that none is waited at while there is something in another."""
 DEFAULT_LEASE_S = 60.0
+MOST_REASON = 500
+"""Characters: a reason may quote the message."""
+
+
+class _Name(msgspec.Struct):
+    """What messages of all versions have in common."""
+
+    bag: str
+    uid: str
+
+
+class Wish(NamedTuple):
+    """What the slots can use."""
+
+    space: Space
+    queued: int = 0
+    """Messages that may wait behind others, if their tasks need nothing special."""
+
+    def messages(self, lane: Lane) -> int:
+        """How many from this lane."""
+        copies = self.space.copies(lane.requires)
+        return copies if lane.name else copies + self.queued
 
 
 class Receiver(Service):
-    """Receives as many messages as `want` says, and hands each to `on_job` once it is fit to run."""
+    """Receives what is wished for, lane by lane, and hands each message to `on_job` once it is fit to run."""
 
     def __init__(
         self,
-        queue: Queue,
+        queue: Lanes,
         table: Table,
         *,
         bags: Bags,
@@ -45,6 +77,8 @@ class Receiver(Service):
         on_round: Callable[[], None],
         worker: str,
         lease_s: float | None,
+        can: Capabilities | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`on_round` is called when all messages of one request have been looked at."""
         super().__init__("receiver")
@@ -53,25 +87,28 @@ class Receiver(Service):
         self._on_job, self._on_round, self._worker = on_job, on_round, worker
         self._lease_s = lease_s
         self._next_lease_s = lease_s or DEFAULT_LEASE_S
-        self._want = self._rounds = 0
+        self._lanes = ServedLanes(table, can or Capabilities(), notes)
+        self._limits = limits or Limits(table, worker, lambda _: 0)
+        self._wish: Wish | None = None
+        self._rounds = 0
         self._asking = False
         self._wake = threading.Condition()
         self._stopped = threading.Event()
 
-    def want(self, messages: int, rounds: int) -> None:
-        """How many more messages the slots can use, as of the end of so many `rounds`.
+    def want(self, wish: Wish | None, rounds: int) -> None:
+        """What the slots can use, as of the end of so many `rounds`; None: nothing.
 
         Without the rounds, messages on their way to the slots would be asked for twice.
         """
         with self._wake:
             if rounds == self._rounds:
-                self._want = messages
+                self._wish = wish
                 self._wake.notify()
 
     def quiet(self, rounds: int) -> bool:
         """Is nothing asked for, and nothing on its way to one who has seen so many `rounds`?"""
         with self._wake:
-            return rounds == self._rounds and self._want <= 0 and not self._asking
+            return rounds == self._rounds and self._wish is None and not self._asking
 
     def stop(self) -> None:
         """Receive no more; the thread ends after the present request."""
@@ -80,22 +117,19 @@ class Receiver(Service):
             self._wake.notify()
 
     def work(self) -> None:
-        limits = self._queue.limits
         pause_s = 0.1
         while True:
             with self._wake:
                 self._asking = False
-                while not self._stopped.is_set() and self._want <= 0:
+                while not self._stopped.is_set() and self._wish is None:
                     self._wake.wait()
                 if self._stopped.is_set():
                     return
-                self._asking = True
-                want = min(self._want, limits.receive_batch)
-            asked_s, lease_s = time.monotonic(), min(self._next_lease_s, limits.lease_s)
-            # A lease may begin with the request or with the answer: it must be long enough for both.
-            wait_s = min(LONG_POLL_S if limits.wait_s < 3600 else SHORT_POLL_S, limits.wait_s, lease_s / 4)
+                self._asking, wish = True, self._wish
+            assert wish is not None
+            lease_s = min(self._next_lease_s, self._queue.limits.lease_s)
             try:
-                deliveries = self._queue.receive(max_messages=want, lease_s=lease_s, wait_s=wait_s)
+                lane, asked_s, deliveries = self._receive(wish, lease_s)
             except BackendError as error:
                 self._notes.trouble("queue", error)
                 self._stopped.wait(pause_s)
@@ -106,28 +140,103 @@ class Receiver(Service):
             if deliveries:
                 with self._wake:
                     self._rounds += 1
-                    self._want = 0
-                for delivery in deliveries:
-                    self._accept_patiently(delivery, asked_s, lease_s)
+                    self._wish = None
+                self._accept_all(deliveries, asked_s, lease_s)
+                self._limits.arrived(lane, len(deliveries))
                 self._on_round()
 
-    def _accept_patiently(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
-        """The table may be away just now: then the lease simply runs out, and somebody else gets it."""
-        pause_s = 0.1
-        while time.monotonic() < asked_s + lease_s:
+    def _receive(self, wish: Wish, lease_s: float) -> tuple[Lane, float, list[Delivery]]:
+        """From the first lane, in turn, that has something for this wish: (lane, time before the request,
+        deliveries)."""
+        limits = self._queue.limits
+        # A lease may begin with the request or with the answer: it must be long enough for both.
+        wait_s = min(LONG_POLL_S if limits.wait_s < 3600 else SHORT_POLL_S, limits.wait_s, lease_s / 4)
+        lanes = self._lanes.in_turn()
+        if len(lanes) > 1:
+            wait_s = min(wait_s, LANES_POLL_S)
+        waits = True
+        for number, lane in enumerate(lanes):
+            last = number == len(lanes) - 1
+            want = wish.messages(lane) or self._lanes.room_to_make(lane)
+            if lane.limited:
+                want = self._limits.allow(lane, want)
+            if not want:
+                continue
+            waits = waits and not last
+            asked_s = time.monotonic()
             try:
-                self._accept(delivery, asked_s, lease_s)
-            except MessageError as error:
-                return self._set_aside(delivery, str(error))
-            except BackendError as error:
-                self._notes.trouble("table", error)
+                deliveries = self._queue.receive(
+                    max_messages=min(want, limits.receive_batch),
+                    lease_s=lease_s,
+                    wait_s=wait_s if last else 0.0,
+                    lane=lane.name,
+                )
+            except BackendError:
+                self._limits.arrived(lane, 0)
+                raise
+            if not deliveries:
+                self._limits.arrived(lane, 0)
+            self._lanes.answered(lane, len(deliveries))
+            if deliveries:
+                return lane, asked_s, deliveries
+        if waits:
+            self._stopped.wait(SHORT_POLL_S)
+        return DEFAULT_LANE, 0.0, []
+
+    def _accept_all(self, deliveries: list[Delivery], asked_s: float, lease_s: float) -> None:
+        """The table may be away just now: their leases are kept meanwhile, for a lease that runs out
+        would look like the death of a worker."""
+        waiting, pause_s = deque(deliveries), 0.1
+        while waiting:
+            try:
+                self._look_at(waiting[0], asked_s, lease_s)
+            except BackendError as problem:
+                self._notes.trouble("table", problem)
+                passing = isinstance(problem, UnavailableError)
             else:
-                return self._notes.well("table")
+                waiting.popleft()
+                self._notes.well("table")
+                continue
             if self._stopped.wait(pause_s):
                 with contextlib.suppress(BackendError):
-                    self._queue.release([delivery])
-                return None
-            pause_s = min(2 * pause_s, 5.0)
+                    self._queue.release(list(waiting))
+                return
+            pause_s = min(2 * pause_s, 5.0, lease_s / 4)
+            now_s = time.monotonic()
+            if passing and self._queue.limits.extends and now_s >= asked_s + lease_s / 3:
+                with contextlib.suppress(BackendError):
+                    waiting = self._extended(waiting, lease_s)
+                    asked_s = now_s
+            if now_s >= asked_s + lease_s:
+                return
+
+    def _look_at(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
+        """Raises BackendError when the table is away."""
+        try:
+            self._accept(delivery, asked_s, lease_s)
+        except MessageError as error:
+            if isinstance(error, NewerMessageError) and self._is_awaited(delivery.body):
+                self._notes.once(f"given back to other workers: {error}")
+                self._queue.release([delivery], delay_s=ELSEWHERE_S)
+                self._stopped.wait(AFTER_YOU_S)
+            else:
+                self._set_aside(delivery, str(error))
+
+    def _is_awaited(self, body: bytes) -> bool:
+        """Does it belong to a bag that isn't over, whatever else it says?"""
+        try:
+            name = msgspec.json.decode(body, type=_Name)
+            bag = self._table.bag(name.bag)
+        except (ValueError, RecursionError, BagNotFoundError):
+            return False
+        over = bag.uid != name.uid or bag.state is BagState.CANCELLED
+        return not over and self._table.counts(bag.name).left > 0
+
+    def _extended(self, waiting: deque[Delivery], lease_s: float) -> deque[Delivery]:
+        """The same with longer leases, but for those that are lost."""
+        extension = self._queue.extend(list(waiting), lease_s=lease_s)
+        new = {id(old): delivery for old, delivery in extension.extended}
+        return deque(new[id(delivery)] for delivery in waiting if id(delivery) in new)
 
     def _accept(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
         """Raises MessageError for a message to be set aside, BackendError when the table is away."""
@@ -135,6 +244,12 @@ class Receiver(Service):
         bag = self._bags.of(message)
         if bag is None:
             raise MessageError(f"there is no bag {message.bag!r} with the uid {message.uid!r}")
+        if message.columns != bag.columns:
+            raise MessageError(f"its columns are not those of bag {bag.name!r}")
+        if message.lane and message.lane not in {lane.name for lane in bag.lanes}:
+            raise MessageError(f"bag {bag.name!r} has no lane {message.lane!r}")
+        if message.expires_at is not None and bag.spec.expires_s is None:
+            raise MessageError(f"it expires, and bag {bag.name!r} doesn't")
         if message.first + message.count > bag.total:
             raise MessageError(f"bag {bag.name!r} has {bag.total} tasks, and the message more")
         if not message.has_rows:
@@ -154,10 +269,13 @@ class Receiver(Service):
 
     def _fit_to_run(self, held: Held, bag: Bag) -> bool:
         message = held.message
-        rest = self._without_row(held) if held.deaths or message.check else None
+        careful = held.deaths > 0 or message.check
+        if careful or held.is_expired:
+            check_rows(message)  # else whoever runs them does, while the message is still in one piece
+        rest = self._without_row(held) if careful else None
         self._keeper.add([held])
         if bag.state is BagState.CANCELLED or message.generation < bag.generation:
-            self._recorder.drop(held)
+            self._recorder.drop(held, ended=False)
         elif held.is_expired:
             rest = self._without_row(held) if rest is None else rest
             held.unsettled = len(rest)
@@ -165,6 +283,9 @@ class Receiver(Service):
                 self._recorder.final(held, [held.expired(index, self._worker) for index in rest])
             else:
                 self._recorder.drop(held)
+        elif bag.uid in self._bags.given_back():
+            self._recorder.release(held, delay_s=ELSEWHERE_S)
+            self._stopped.wait(AFTER_YOU_S)
         elif message.not_before is not None and (early_s := message.not_before - time.time()) > 0:
             self._recorder.release(held, delay_s=min(early_s, self._queue.limits.delay_s))
         else:
@@ -195,9 +316,13 @@ class Receiver(Service):
         return False
 
     def _set_aside(self, delivery: Delivery, reason: str) -> None:
+        """Raises BackendError when it can't be written just now."""
+        reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]}…"
         self._notes.once(f"a message can't be read and is set aside (see `mtask dead`): {reason}")
         dead = DeadMessage(body=delivery.body, reason=reason, worker=self._worker, at=time.time())
-        self._recorder.set_aside(delivery, dead)
+        with self._table.transaction(self._queue):
+            self._table.set_aside([dead])
+            self._queue.delete([delivery])
 
 
 def _lost(held: Held, lost: int, worker: str) -> Result:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
-from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
+from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.queue import Queue, send_all
 from mtask.retry import is_last, pause_s
@@ -33,15 +33,18 @@ LONGEST_PAUSE_S = 10.0
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Something to be written down: what became of `settles` tasks of a held message."""
 
-    held: Held | None
+    held: Held
     settles: int = 0
     results: Sequence[Result] = ()
     attempts: Sequence[Result] = ()
     sends: Sequence[tuple[float, Message]] = ()
     """(delay in seconds, message)."""
+    over: int = 0
+    """So many of the message's tasks have ended for good."""
     release_s: float | None = None
     """Give the whole message back after this delay."""
-    dead: tuple[Delivery, DeadMessage] | None = None
+    dead: DeadMessage | None = None
+    """Set the message aside as this."""
     size_bytes: int = 0
     """About how much memory the results take."""
 
@@ -81,13 +84,14 @@ class Recorder(Service):
                 results=final,
                 attempts=again,
                 sends=sends,
+                over=len(final),
                 size_bytes=size_bytes,
             )
         )
 
     def final(self, held: Held, results: list[Result]) -> None:
         """These are the rows of the tasks, whatever the spec says about retries."""
-        self._put(Item(held=held, settles=len(results), results=results))
+        self._put(Item(held=held, settles=len(results), results=results, over=len(results)))
 
     def hand_on(self, held: Held, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         """Send these copies of some of the message's tasks, which are settled by it."""
@@ -98,9 +102,10 @@ class Recorder(Service):
         """So many of the message's tasks need nothing more."""
         self._put(Item(held=held, settles=tasks))
 
-    def drop(self, held: Held) -> None:
-        """Nothing is left to do for this message, of which nothing has begun."""
-        self._put(Item(held=held, settles=held.unsettled))
+    def drop(self, held: Held, *, ended: bool = True) -> None:
+        """Nothing is left to do for this message, of which nothing has begun: its tasks have `ended`, or were
+        cancelled."""
+        self._put(Item(held=held, settles=held.unsettled, over=int(ended)))
 
     def release(self, held: Held, *, delay_s: float = 0) -> None:
         """Give the message back as it is; nothing of it has begun."""
@@ -111,8 +116,9 @@ class Recorder(Service):
         else:
             self._put(Item(held=held, release_s=delay_s))
 
-    def set_aside(self, delivery: Delivery, dead: DeadMessage, held: Held | None = None) -> None:
-        self._put(Item(held=held, dead=(delivery, dead)))
+    def set_aside(self, held: Held, dead: DeadMessage) -> None:
+        """Keep the message where people find it; nothing of it can be run."""
+        self._put(Item(held=held, settles=held.unsettled, dead=dead))
 
     def stop(self) -> None:
         """Write what there is and end."""
@@ -167,7 +173,7 @@ class Recorder(Service):
     def _write_patiently(self, batch: list[Item]) -> None:
         """Until all is written. Raises UnavailableError after `give_up_at`."""
         pause_s = 0.1
-        while batch := [item for item in batch if item.held is None or not item.held.lost]:
+        while batch := [item for item in batch if not item.held.lost]:
             try:
                 self._write(batch)
                 break
@@ -210,18 +216,17 @@ class Recorder(Service):
         """Rows first, then messages sent, then messages deleted; together where one database holds both."""
         settled: dict[Held, int] = defaultdict(int)
         for item in batch:
-            if item.held is not None:
-                settled[item.held] += item.settles
+            settled[item.held] += item.settles
         over = [held for held, n in settled.items() if n >= held.unsettled]
-        released = [(i.held, i.release_s) for i in batch if i.held is not None and i.release_s is not None]
-        mine = over + [held for held, _ in released] + [i.held for i in batch if i.dead and i.held]
+        released = [(i.held, i.release_s) for i in batch if i.release_s is not None]
+        mine = over + [held for held, _ in released]
         self._keeper.forget(mine)
         try:
             with self._table.transaction(self._queue):
                 self._write_rows(batch)
-                self._send(batch)
-                if ended := [held.delivery for held in over] + [_dead_delivery(i) for i in batch if i.dead]:
-                    self._queue.delete(ended)
+                self._send([*batch, *self._followers(batch)])
+                if over:
+                    self._queue.delete([held.delivery for held in over])
                 for held, delay_s in released:
                     self._queue.release([held.delivery], delay_s=delay_s)
         except BaseException:
@@ -233,13 +238,28 @@ class Recorder(Service):
     def _write_rows(self, batch: list[Item]) -> None:
         rows = [result for item in batch for result in item.results]
         attempts = [result for item in batch for result in item.attempts]
-        dead = [item.dead[1] for item in batch if item.dead]
+        dead = [item.dead for item in batch if item.dead]
         if rows:
             self._table.record(rows)
         if attempts:
             self._table.keep_attempts(attempts)
         if dead:
             self._table.set_aside(dead)
+
+    def _followers(self, batch: list[Item]) -> list[Item]:
+        """What may be sent now that the task before it has ended (`Spec.serial`)."""
+        found = []
+        for item in batch:
+            held = item.held
+            if item.over and held.message.then is not None:
+                try:
+                    block = self._table.block(held.bag.name, held.message.then)
+                except KeyError:
+                    continue  # no submit came that far; `repair` sends what is left
+                message = Message.of(held.bag, block, check=True)
+                message = msgspec.structs.replace(message, generation=held.message.generation)
+                found.append(Item(held=held, sends=[(0.0, message)]))
+        return found
 
     def _send(self, batch: list[Item]) -> None:
         longest_s = self._queue.limits.delay_s
@@ -251,12 +271,6 @@ class Recorder(Service):
                 by_delay[min(delay_s, longest_s)].append(fit(message, self._queue.limits.message_bytes))
         for delay_s, messages in by_delay.items():
             send_all(self._queue, messages, delay_s=delay_s)
-
-
-def _dead_delivery(item: Item) -> Delivery:
-    """With the newest token."""
-    assert item.dead is not None
-    return item.dead[0] if item.held is None else item.held.delivery
 
 
 def _checking(item: Item) -> Item:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mtask.requirements import Capabilities
 from mtask.worker.commands import CommandRunner
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
+from mtask.worker.room import Share
 from mtask.worker.runner import Host, Runner
 
 __all__ = ["Slot", "room_behind"]
@@ -27,11 +29,26 @@ def room_behind(message_s: float | None) -> int:
 class Slot:
     """Runs one task at a time: a function in its child, or a command."""
 
-    def __init__(self, host: Host, *, max_tasks_per_child: int | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        machine: Capabilities | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child_bytes: int | None = None,
+    ) -> None:
+        """`machine`: what the shares are shares of."""
         self.runner: Runner | None = None
+        self.share: Share | None = None
+        """What its jobs have of the worker."""
         self._makers: dict[bool, Callable[[], Runner]] = {
-            True: lambda: FunctionRunner(host, max_tasks_per_child=max_tasks_per_child),
-            False: lambda: CommandRunner(host),
+            True: lambda: FunctionRunner(
+                host,
+                machine=machine,
+                max_tasks_per_child=max_tasks_per_child,
+                max_memory_per_child_bytes=max_memory_per_child_bytes,
+            ),
+            False: lambda: CommandRunner(host, machine=machine),
         }
         self._runners: dict[bool, Runner] = {}
 
@@ -41,19 +58,40 @@ class Slot:
 
     @property
     def retiring(self) -> bool:
-        return self.runner is not None and self.runner.retiring
+        """A process of it is about to go: nothing may be started until it has gone."""
+        return any(runner.retiring for runner in self._runners.values())
+
+    def suits(self, share: Share, job: Job | None = None) -> bool:
+        """Can the job, or any function, be started with this share? If not: `retire`, and wait until it isn't
+        `retiring`."""
+        if job is not None and not _is_function(job):
+            return not set(self.gpus()) & set(share.gpus)
+        return all(runner.suits(share) for runner in self._runners.values())
+
+    def gpus(self) -> tuple[str, ...]:
+        """On which an idle child, or one that is about to go, may hold memory: no other task may get them yet."""
+        return tuple(gpu for runner in self._runners.values() for gpu in runner.gpus())
 
     def start(self, job: Job) -> None:
         kind = _is_function(job)
         if kind not in self._runners:
             self._runners[kind] = self._makers[kind]()
         self.runner = self._runners[kind]
+        job.share = self.share or job.share
         self.runner.start(job)
 
     def takes_behind(self, job: Job) -> bool:
-        """Can this job wait behind those that run now?"""
+        """Can this job wait behind those that run now, and then have the same share?"""
         front = self.jobs[0] if self.jobs else None
-        return front is not None and _is_function(front) and _is_function(job) and not self.retiring
+        if front is None or self.retiring or not (_is_function(front) and _is_function(job)):
+            return False
+        return front.held.lane.requires == job.held.lane.requires
+
+    def check(self) -> None:
+        """To be called now and then: ends what has run too long or doesn't obey."""
+        for runner in self._runners.values():
+            if runner.pid:
+                runner.check()
 
     def tell_stopping(self) -> None:
         """A running function can see it by `mtask.stopping`."""

@@ -1,4 +1,5 @@
-"""The SQLite backend: both contracts, both machines, and its URLs. What only a file can do wrong: test_sqlite_file.py."""
+"""The SQLite backend: both contracts, both machines, and its URLs. What only a file can do wrong: test_sqlite_file.py;
+what only its lanes can: test_sqlite_lanes.py."""
 
 from __future__ import annotations
 

@@ -215,6 +215,17 @@ def test_a_newer_schema_is_refused(url: str, path: str) -> None:
         open_table(url)
 
 
+def test_an_older_schema_is_refused(url: str, path: str) -> None:
+    open_table(url).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    before = Path(path).read_bytes()
+    for function in (open_table, open_queue):
+        with pytest.raises(SchemaError, match=r"tasks\.db was made by an older mtask .*name another file"):
+            function(url)
+    assert Path(path).read_bytes() == before
+
+
 def test_a_file_that_is_no_database_is_refused(url: str, path: str) -> None:
     text = "id,sequence\n" * 500
     Path(path).write_text(text)
@@ -301,15 +312,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 # -- one database, opened many times --------------------------------------------------------------------
-
-
-def test_lanes_are_apart(url: str, queue: SqliteQueue) -> None:
-    with closing(open_queue(f"{url}?lane=big")) as big:
-        queue.send([a_message(1)])
-        big.send([a_message(2)], delay_s=60)
-        big.send([a_message(3)])
-        assert (queue.depth(), big.depth()) == ((1, 0, 0), (1, 0, 1))
-        assert (receive(big), receive(queue)) == ([3], [1])
 
 
 def test_one_file_is_one_database_by_any_name(url: str, path: str, table: SqliteTable) -> None:

@@ -255,6 +255,26 @@ OPTIONS = {
     "negative time": (["--grace=-1"], ["'-1' is not a duration"]),
     "short lease": (["--lease", "0.5s"], ["the least is 1s"]),
     "per message": (["--per-message", "0"], ["neither a number from 1 on nor 'auto'"]),
+    "no CPU": (["--cpus", "0"], ["'--cpus'", "cpus must be more than 0"]),
+    "negative CPUs": (["--cpus=-2"], ["cpus must be more than 0"]),
+    "no size": (
+        ["--memory", "much"],
+        ["'--memory'", "'much' is not a size; write bytes, or 512MB, 2GB, 2GiB"],
+    ),
+    "negative size": (["--memory=-1GB"], ["'-1GB' is negative"]),
+    "no unit": (["--memory", "8"], ["'8' is 8 bytes", "a unit seems to be missing, as in 8GB or 8MB"]),
+    "no memory": (["--memory", "0GB"], ["memory must be more than 0"]),
+    "a part of a GPU": (["--gpus", "0.5"], ["'--gpus'", "'0.5' is not a whole number of GPUs"]),
+    "negative GPUs": (["--gpus=-1"], ["gpus must be from 0"]),
+    "strange tag": (["--tags", "blast,<b>"], ["'--tags'", "'<b>' can't be a tag", "letters, digits"]),
+    "no tag": (["--tags="], ["names no tag"]),
+    "nowhere": (["--only-on="], ["'--only-on'", "names no tag"]),
+    "not there": (["--only-on", "!eu"], ["'!eu'", "only --tags"]),
+    "unknown priority": (["--priority", "urgent"], ["'urgent' is not a priority; write low, normal, high"]),
+    "too high a priority": (["--priority", "10"], ["a number from -9 to 9"]),
+    "nothing runs": (["--max-running", "0"], ["'--max-running'", "the least is 1"]),
+    "nothing starts": (["--rate", "0"], ["'--rate'", "a rate must be more than 0"]),
+    "no rate": (["--rate", "10/y"], ["'10/y' is not a rate; write 10/s, 600/min or 100/h"]),
     "unknown option": (["--retrys", "1"], ["'--retrys'", "--retries"]),
     "no value": (["--bag"], ["'--bag' requires an argument"]),
 }
@@ -264,6 +284,35 @@ OPTIONS = {
 def test_option(command, args, fragments):
     refused(command, ("run", "good.csv", *CALL, *args), *fragments)
     assert not (command.folder / ".mtask").exists()
+
+
+@pytest.mark.parametrize("option", ["--key", "--serial"])
+def test_no_such_column(command, option):
+    refused(
+        command, ("run", "good.csv", *CALL, option, "sample"), f"{option} sample: good.csv has no", "x, y"
+    )
+    refused(command, ("run", "good.csv", *CALL, option, "X"), f"{option} X: good.csv has no such column")
+    command.write("t.csv", "x,sample_id\n1,2\n")
+    refused(command, ("run", "t.csv", "--run", "echo {x}", option, "sample"), "did you mean 'sample_id'?")
+
+
+NEEDS = {
+    "no number": ("cpus", "four", "'four' is not a number of CPUs"),
+    "zero": ("cpus", "0", "cpus must be more than 0"),
+    "negative": ("gpus", "-1", "gpus must be from 0"),
+    "no unit": ("memory", "8", "a unit seems to be missing, as in 8GB or 8MB"),
+    "unknown unit": ("memory", "8 gigs", "'8 gigs' is not a size"),
+    "strange tag": ("tags", "machine learning; NLP", "'learning;' can't be a tag"),
+    "unknown priority": ("priority", "P1", "'P1' is not a priority"),
+}
+
+
+@pytest.mark.parametrize(("column", "value", "problem"), NEEDS.values(), ids=NEEDS)
+@pytest.mark.parametrize("verb", ["run", "submit"])
+def test_a_column_of_needs(command, verb, column, value, problem):
+    command.write("t.csv", f"x,{column}\n1,\n2,{value}\n")
+    meaning = f"the column {column!r} says what each task needs: rename it if it means something else"
+    refused(command, (verb, "t.csv", *CALL), f"t.csv, line 3, column {column!r}: ", problem, meaning)
 
 
 def test_unknown_verb(command):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 import mtask
-from mtask.model import BagState, State
+from mtask.model import BagState, Message, State
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def bag(command):
     """Tasks 0 to 19: those of 3 fail by ValueError, those of 5 by OSError, all others are done."""
     command.write(
         "m.py",
-        "import os\n\ndef f(x: int):\n"
+        "import os, time\n\ndef f(x: int):\n    time.sleep(0.06 * os.path.exists('slow'))\n"
         "    with open('notes', 'a') as file:\n        file.write(f'{x}\\n')\n"
         "    if os.path.exists('mended'):\n        return x\n"
         "    if x % 3 == 0:\n        raise ValueError(f'{x} is bad')\n"
@@ -32,6 +33,15 @@ def counts():
         return mt.bag("b").counts()
 
 
+def messages(mt) -> list[Message]:
+    """All that are in the queue; they are taken out."""
+    deliveries = mt.queue.receive(max_messages=1000, lease_s=60, wait_s=0)
+    mt.queue.delete(deliveries)
+    return sorted(
+        (Message.decode(delivery.body) for delivery in deliveries), key=lambda message: message.first
+    )
+
+
 def runs(command) -> list[int]:
     return sorted(map(int, command.read("notes").split()))
 
@@ -44,6 +54,44 @@ def test_retry_by_a_condition(bag):
     assert (counts().done, counts().failed, counts().left) == (13, 7, 0)
     with mtask.connect() as mt:
         assert [result.index for result in mt.bag("b").attempts()] == [5, 10]
+
+
+def test_rows_are_out_before_their_messages_are_in(bag, monkeypatch):
+    """A worker that is quick would find the old row, and take the task for done with."""
+    found = []
+    with mtask.connect() as mt:
+        send = mt.queue.send
+
+        def noting(messages, **options):
+            found.append(mt.table.recorded("b", [message.first for message in messages]))
+            send(messages, **options)
+
+        monkeypatch.setattr(mt.queue, "send", noting)
+        assert mt.bag("b").retry() == 9
+    assert found == [set()]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 9, 10])
+def test_retry_sends_all_in_batches(bag, monkeypatch, batch):
+    monkeypatch.setattr("mtask.resend.BATCH", batch)
+    with mtask.connect() as mt:
+        assert mt.bag("b").retry() == 9
+        assert [message.first for message in messages(mt)] == [0, 3, 5, 6, 9, 10, 12, 15, 18]
+        assert mt.bag("b").info.state is BagState.SEALED
+
+
+def test_what_is_too_big_for_the_queue_is_sent_again_without_its_rows(bag, monkeypatch):
+    bag.write("mended", "")
+    with mtask.connect() as mt:
+        monkeypatch.setattr(
+            mt.queue.main, "limits", msgspec.structs.replace(mt.queue.limits, message_bytes=50)
+        )
+        mt.bag("b").retry()
+        sent = messages(mt)
+        assert not any(message.has_rows for message in sent)
+        mt.queue.send(sent)
+    bag("worker", "--idle-exit", "0.2")
+    assert counts().done == 20
 
 
 def test_a_wrong_condition_sends_nothing(bag):
@@ -67,9 +115,21 @@ def test_repair_after_the_queue_was_lost(command):
     assert command("repair", "b").err == "every task has a result\n"
 
 
+def test_what_repair_sends_is_looked_up_before_it_runs(bag):
+    """Of a block it sends the whole, or single tasks."""
+    with mtask.connect() as mt:
+        mt.table.retract("b", [0, 10])
+        mt.table.put_blocks([mtask.model.Block(bag="b", number=5, first=20, count=2, rows=b"[[20],[21]]")])
+        mt.table.update_bag("b", total=22)
+        assert mt.bag("b").repair() == 4
+        sent = [(message.first, message.count, message.check) for message in messages(mt)]
+    assert sent == [(0, 1, True), (10, 1, True), (20, 2, True)]
+
+
 def test_repair_of_what_is_in_the_queue_all_the_same_runs_only_what_is_held_twice(bag):
     bag.write("notes", "")
     bag.write("mended", "")
+    bag.write("slow", "")  # of quick tasks, a slot may hold up to 32 messages in advance
     bag("retry", "b")
     bag("repair", "b")
     bag("worker", "--idle-exit", "0.2", "-j", "1")

@@ -10,16 +10,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtask.manager import connect
 from mtask.model import Failure, Reason, Result, State
+from mtask.requirements import Capabilities
 from mtask.template import Template
 from mtask.worker import runner
 from mtask.worker.commands import CommandRunner
 from mtask.worker.held import Held, Job
+from mtask.worker.room import Share
 from tests.unit.worker_kit import FakeHost, Place, exists, held_of, wait_until
 
 
@@ -85,8 +88,6 @@ def test_any_text_is_one_argument(text: str) -> None:
 
 
 def _held(rows: list[list[object]], **spec: object) -> Held:
-    import msgspec
-
     held = held_of(len(rows), **spec)
     message = msgspec.structs.replace(held.message, rows=msgspec.Raw(msgspec.json.encode(rows)))
     return Held(held.delivery, message, held.bag, body=message.encode(), lease_s=60, asked_s=time.monotonic())
@@ -215,6 +216,89 @@ def test_what_a_command_knows_of_itself(place: Place) -> None:
     assert [result.stdout for result in results] == ["bag 0 a 1\n", "bag 1 b 1\n"]
 
 
+# -- the share of the worker ------------------------------------------------------------------------
+
+
+def run_with(share: Share, script: str, *, machine: Capabilities | None = None) -> list[str]:
+    """The lines that it prints."""
+    host = FakeHost()
+    made = CommandRunner(host, machine=machine or Capabilities(cpus=2, gpus=("0", "1")))
+    job = Job(_held([[1]], kind="run", target=("sh", "-c", script)), 0, 1)
+    job.share = share
+    assert made.suits(share)
+    made.start(job)
+    host.run_until(lambda: host.over)
+    made.close()
+    return host.results[0].stdout.splitlines()
+
+
+def test_a_command_finds_its_share_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("MTASK_MEMORY", "of a worker around this one")
+    script = 'echo $MTASK_CPUS $MTASK_GPUS $MTASK_MEMORY; echo "<$CUDA_VISIBLE_DEVICES>"'
+    assert run_with(Share(2.0, 500, ("1",)), script) == ["2 1 500", "<1>"]
+    assert run_with(Share(0.5), script) == ["0.5", "<>"]
+    assert run_with(Share(1.0), script, machine=Capabilities()) == ["1", "<0,1>"]
+
+
+def test_what_follows_in_a_slot_finds_its_own_share() -> None:
+    host = FakeHost()
+    made = CommandRunner(host, machine=Capabilities(cpus=2, gpus=("0", "1")))
+    for gpu in ("0", "1", "0"):
+        job = Job(_held([[1], [2]], kind="run", target=("sh", "-c", "echo $CUDA_VISIBLE_DEVICES")), 0, 2)
+        job.share = Share(1.0, gpus=(gpu,))
+        made.start(job)
+        host.run_until(lambda: not made.jobs)
+    made.close()
+    assert [int(result.stdout) for result in host.results] == [0, 0, 1, 1, 0, 0]
+
+
+def test_all_processes_of_a_command_have_its_share_and_run_on_its_cores() -> None:
+    """As those that mpirun starts: one command in one slot, with more CPUs than one."""
+    mine = os.sched_getaffinity(0)
+    core = max(mine)
+    script = """
+        for rank in 1 2 3 4; do
+            (echo $(grep Cpus_allowed_list /proc/self/status | cut -f2) $MTASK_CPUS $OMP_NUM_THREADS) &
+        done; wait"""
+    lines = run_with(Share(4.0, cores=(core,)), script, machine=Capabilities(cpus=4))
+    assert lines == [f"{core} 4 1"] * 4
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_a_command_is_on_its_cores_from_its_first_instruction_on() -> None:
+    core = max(os.sched_getaffinity(0))
+    host = FakeHost()
+    made = CommandRunner(host)
+    job = Job(_held([[x] for x in range(50)], kind="run", target=("cat", "/proc/self/status")), 0, 50)
+    job.share = Share(1.0, cores=(core,))
+    made.start(job)
+    host.run_until(lambda: host.over)
+    made.close()
+    assert all(f"Cpus_allowed_list:\t{core}\n" in result.stdout for result in host.results)
+
+
+def test_a_row_s_own_need_of_memory_is_its_limit() -> None:
+    """And not that of its bag."""
+    host = FakeHost()
+    made = CommandRunner(host)
+    code = "x = bytearray(60_000_000); import time; time.sleep(30)"
+    held = _held([[1]], kind="run", target=(sys.executable, "-c", code), memory_bytes=500_000_000)
+    requires = msgspec.structs.replace(held.lane.requires, memory_bytes=30_000_000)
+    held.lane = msgspec.structs.replace(held.lane, requires=requires)
+    made.start(Job(held, 0, 1))
+
+    def checked() -> int:
+        made.check()
+        return host.over
+
+    host.run_until(checked)
+    made.close()
+    error = failure(host.results[0])
+    assert error.reason is Reason.MEMORY
+    assert error.message.endswith("it may take 30 MB")
+
+
 # -- the process group ------------------------------------------------------------------------------
 
 
@@ -228,6 +312,11 @@ def test_a_command_over_its_time_gets_sigterm_first(place: Place) -> None:
     assert (failure(result).reason, result.stdout) == (Reason.TIMEOUT, "saved\n")
     assert failure(result).message == "ran longer than 0.3 s"
     assert 0.3 <= result.wall_s < 2
+
+
+def test_after_a_command_that_ran_out_of_time_its_slot_takes_the_next(place: Place) -> None:
+    results = run(place, "sleep {x}", {"x": 600}, {"x": 0}, timeout_s=0.3, per_message=1)
+    assert [result.state for result in results] == [State.FAILED, State.DONE]
 
 
 @pytest.mark.usefixtures("short_grace")

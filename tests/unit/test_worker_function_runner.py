@@ -17,9 +17,12 @@ import msgspec
 import pytest
 
 from mtask.model import Reason, Result, State
+from mtask.requirements import Capabilities
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Held, Job
+from mtask.worker.room import Share
 from mtask.worker.runner import Cause
+from mtask.worker.slots import Slot
 from mtask.worker.wire import Cell
 from tests.unit.worker_kit import TASKS, FakeHost, exists, held_of, wait_until
 
@@ -36,8 +39,12 @@ def held(
     return Held(made.delivery, message, bag, body=message.encode(), lease_s=60, asked_s=time.monotonic())
 
 
-def job(rows: list[list[object]], function: str = "double", **more: object) -> Job:
-    return Job(held(rows, function, **more), 0, len(rows))  # type: ignore[arg-type]
+def job(
+    rows: list[list[object]], function: str = "double", *, share: Share | None = None, **more: object
+) -> Job:
+    made = Job(held(rows, function, **more), 0, len(rows))  # type: ignore[arg-type]
+    made.share = share
+    return made
 
 
 class Bench:
@@ -45,7 +52,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.host = FakeHost()
-        self.runner = FunctionRunner(self.host)
+        self.runner = FunctionRunner(self.host, machine=Capabilities(cpus=2, gpus=("0", "1")))
 
     def until(self, condition: object) -> None:
         self.host.run_until(condition)  # type: ignore[arg-type]
@@ -392,3 +399,171 @@ def test_a_runner_that_is_closed_ends_its_child_also_a_busy_one(gate: Path) -> N
     bench.runner.close()
     assert not exists(pid)
     assert time.monotonic() - began_s < 5
+
+
+# -- the share of the worker ------------------------------------------------------------------------
+
+GPU_0, GPU_1 = Share(1.0, gpus=("0",)), Share(1.0, gpus=("1",))
+PLAIN = Share(1.0)
+
+
+def environment(pid: int) -> dict[str, str]:
+    """As it was when the process began."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(variable.split("=", 1) for variable in variables if variable)
+
+
+def run(bench: Bench, share: Share | None) -> int:
+    """Run a task with this share; returns the process it ran in."""
+    before = bench.host.over
+    bench.runner.start(job([[1]], "whoami", share=share))
+    bench.until(lambda: bench.host.over > before)
+    pid = bench.host.results[-1].value
+    assert isinstance(pid, int)
+    return pid
+
+
+def test_a_child_starts_with_the_environment_of_its_share(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = environment(run(bench, Share(2.0, 1000, ("1",))))
+    assert (found["CUDA_VISIBLE_DEVICES"], found["MTASK_GPUS"], found["MTASK_CPUS"]) == ("1", "1", "2")
+    assert found["MTASK_MEMORY"] == "1000"
+    assert (found["OMP_NUM_THREADS"], int(found["MKL_NUM_THREADS"]) > 0) == ("3", True)
+
+
+def test_tasks_with_the_same_share_never_renew_the_child(bench: Bench) -> None:
+    pids = set()
+    for _ in range(3):
+        assert bench.runner.suits(Share(1.0))
+        pids.add(run(bench, Share(1.0)))
+    assert len(pids) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [GPU_1, PLAIN, Share(2.0, gpus=("0",)), Share(1.0, 5, ("0",)), Share(1.0, gpus=("0",), cores=(0,))],
+)
+def test_a_child_with_another_share_doesnt_suit_until_it_is_renewed(bench: Bench, other: Share) -> None:
+    mine = os.sched_getaffinity(0)
+    assert bench.runner.suits(GPU_0)
+    first = run(bench, GPU_0)
+    assert (bench.runner.suits(GPU_0), bench.runner.suits(other)) == (True, False)
+    bench.runner.retire()
+    bench.until(lambda: not bench.runner.retiring)
+    assert bench.runner.suits(other)
+    second = run(bench, other)
+    assert first != second
+    assert environment(second)["CUDA_VISIBLE_DEVICES"] == ",".join(other.gpus)
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_an_idle_child_holds_its_gpus_until_it_has_gone(bench: Bench, gate: Path) -> None:
+    assert bench.runner.gpus() == ()
+    bench.runner.start(job([[0, str(gate)]], "wait_for", columns=("x", "path"), share=GPU_1))
+    assert bench.runner.gpus() == (), "the task has them, as its share says"
+    gate.touch()
+    bench.until(lambda: bench.host.over)
+    assert bench.runner.gpus() == ("1",)
+    bench.runner.retire()
+    assert bench.runner.gpus() == ("1",)
+    bench.until(bench.gone)
+    assert bench.runner.gpus() == ()
+
+
+def test_a_child_runs_on_the_cores_of_its_share_and_its_worker_on_all(bench: Bench) -> None:
+    mine = os.sched_getaffinity(0)
+    core = max(mine)
+    pid = run(bench, Share(1.0, cores=(core,)))
+    threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    assert [os.sched_getaffinity(thread) for thread in threads] == [{core}] * len(threads)
+    assert os.sched_getaffinity(0) == mine
+
+
+def test_cores_that_arent_there_any_more_keep_no_task_from_running(bench: Bench) -> None:
+    assert os.sched_getaffinity(run(bench, Share(1.0, cores=(1023,)))) == os.sched_getaffinity(0)
+
+
+# -- slots, of both kinds ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    return FakeHost()
+
+
+@pytest.fixture
+def slot(host: FakeHost) -> Iterator[Slot]:
+    slot = Slot(host, machine=Capabilities(cpus=2, gpus=("0", "1")))
+    yield slot
+    slot.close()
+
+
+def command(*words: str, **spec: object) -> Job:
+    return Job(held_of(1, kind="run", target=words, **spec), 0, 1)
+
+
+def finish(host: FakeHost, slot: Slot, job: Job, share: Share) -> None:
+    assert slot.suits(share, job)
+    slot.share = share
+    slot.start(job)
+    host.run_until(lambda: not slot.jobs)
+    slot.share = None
+
+
+def test_a_job_has_the_share_of_its_slot(host: FakeHost, slot: Slot) -> None:
+    one = command("sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    finish(host, slot, one, GPU_1)
+    assert one.share == GPU_1
+    assert host.results[0].stdout == "1\n"
+
+
+def test_a_command_suits_beside_any_child_that_holds_none_of_its_gpus(host: FakeHost, slot: Slot) -> None:
+    finish(host, slot, job([[1]]), GPU_1)
+    assert slot.gpus() == ("1",)
+    assert (slot.suits(PLAIN), slot.suits(PLAIN, job([[1]]))) == (False, False)
+    assert slot.suits(PLAIN, command("true"))
+    assert slot.suits(GPU_0, command("true"))
+    assert not slot.suits(GPU_1, command("true")), "its memory isn't free"
+    finish(host, slot, command("true"), GPU_0)
+    assert slot.gpus() == ("1",)
+
+
+def test_nothing_is_started_in_a_slot_whose_child_is_about_to_go(host: FakeHost, slot: Slot) -> None:
+    """Also when a command ran in it last."""
+    finish(host, slot, job([[1]]), GPU_1)
+    finish(host, slot, command("true"), PLAIN)
+    slot.retire()
+    assert slot.retiring
+    host.run_until(lambda: not slot.retiring)
+    assert slot.gpus() == ()
+    finish(host, slot, job([[1]]), GPU_0)
+
+
+def test_a_child_that_doesnt_go_is_killed_also_when_a_command_ran_last(host: FakeHost, slot: Slot) -> None:
+    finish(host, slot, job([[1]], "whoami"), GPU_1)
+    pid = host.results[0].value
+    finish(host, slot, command("true"), PLAIN)
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGSTOP)
+    slot.retire()
+    slot.check()
+    assert exists(pid)
+    clock, time.monotonic = time.monotonic, lambda: clock() + 60
+    try:
+        slot.check()
+    finally:
+        time.monotonic = clock
+    host.run_until(lambda: not slot.retiring)
+    assert not exists(pid)
+
+
+def test_only_what_needs_the_same_waits_behind(host: FakeHost, slot: Slot, gate: Path) -> None:
+    slot.start(waiting(gate, 1))
+    other = job([[1]])
+    assert slot.takes_behind(other)
+    requires = msgspec.structs.replace(other.held.lane.requires, gpus=1)
+    other.held.lane = msgspec.structs.replace(other.held.lane, requires=requires)
+    assert not slot.takes_behind(other)

@@ -89,6 +89,22 @@ def test_a_lease_is_extended_at_a_third_of_its_life_again_and_again(kept: Kept) 
     assert kept.lost == []
 
 
+def test_an_extended_lease_is_counted_from_before_it_was_asked_for(kept: Kept) -> None:
+    """The queue may have begun it at any time since; a slow answer doesn't make it last longer."""
+    kept.queue.gate.clear()
+    held = short(1, lease_s=5)
+    held.renewed_s = 0
+    kept.keeper.add([held])
+    wait_until(lambda: kept.queue.extensions)
+    (_, _, asked_s) = kept.queue.extensions[0]
+    time.sleep(0.1)
+    kept.queue.gate.set()
+    wait_until(lambda: held.delivery.token == 1000)
+    wait_until(lambda: held.renewed_s > 0)
+    assert held.renewed_s <= asked_s
+    assert asked_s + 4.9 <= held.expires_s <= asked_s + 5
+
+
 def test_leases_are_extended_in_batches_one_for_each_length(kept: Kept) -> None:
     kept.queue.gate.clear()
     kept.keeper.add([short(at, 0.3) for at in range(3)] + [short(at, 0.33) for at in range(3, 6)])
@@ -135,6 +151,7 @@ def test_a_lease_that_the_queue_calls_lost_is_lost_at_once_and_the_others_are_ke
     kept.queue.lost = {1}
     kept.keeper.add([lost, other])
     wait_until(lambda: kept.lost)
+    assert time.monotonic() < lost.expires_s - 2
     assert kept.lost == [lost]
     assert lost.lost
     assert not other.lost

@@ -13,14 +13,19 @@ import msgspec
 import pytest
 
 from mtask.manager import connect
-from mtask.model import NO_ROWS, BagState, Delivery, Message, Reason, Result, State
+from mtask.model import NO_ROWS, BagState, Delivery, Failure, Message, Reason, Result, State
 from mtask.worker.bags import Bags
 from mtask.worker.held import Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
-from mtask.worker.receiver import Receiver
+from mtask.worker.receiver import Receiver, Wish
 from mtask.worker.recorder import Recorder
+from mtask.worker.room import Space
 from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
+
+
+def wish(messages: int) -> Wish:
+    return Wish(Space(slots=messages, cpus=messages, memory_bytes=0, gpus=0))
 
 
 class Bench:
@@ -63,7 +68,7 @@ class Bench:
     def receive(self, messages: int = 1, *, rounds: int = 1) -> None:
         """Ask for so many messages, until so many requests have brought some."""
         end = self.rounds + rounds
-        self.receiver.want(messages, self.rounds)
+        self.receiver.want(wish(messages), self.rounds)
         wait_until(lambda: self.errors or self.rounds >= end, what="a message")
         assert not self.errors
 
@@ -137,7 +142,7 @@ def test_no_more_is_received_than_was_asked_for(bench: Bench) -> None:
     bench.receive(2)
     assert len(bench.jobs) == 2
     # An answer from before those two arrived is void: they are what was wanted.
-    bench.receiver.want(2, 0)
+    bench.receiver.want(wish(2), 0)
     time.sleep(0.2)
     assert len(bench.jobs) == 2
     bench.receive(3)
@@ -186,13 +191,15 @@ def test_the_wait_for_a_message_is_short_beside_its_lease(place: Place) -> None:
     bench.queue.limits = msgspec.structs.replace(place.queue.limits, wait_s=20.0)
     waits: list[float] = []
 
-    def receive(method: Any, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
+    def receive(
+        method: Any, *, max_messages: int, lease_s: float, wait_s: float, lane: str
+    ) -> list[Delivery]:
         waits.append(wait_s)
         return method(max_messages=max_messages, lease_s=lease_s, wait_s=0.05)  # type: ignore[no-any-return]
 
     bench.queue.faults["receive"] = receive
     bench.start()
-    bench.receiver.want(1, 0)
+    bench.receiver.want(wish(1), 0)
     wait_until(lambda: waits)
     assert waits[0] == 1
     bench.finish()
@@ -211,6 +218,23 @@ def test_a_message_before_its_time_is_given_back_until_then(bench: Bench) -> Non
     bench.receive()
     assert bench.jobs[0].held.message.not_before <= time.time()  # type: ignore[operator]
     assert bench.jobs[0].held.deaths == 0
+
+
+def test_a_message_before_its_time_is_given_back_for_as_long_as_the_queue_can(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, delay_s=900.0)
+    delays: list[float] = []
+
+    def release(method: Any, deliveries: Any, *, delay_s: float) -> None:
+        delays.append(delay_s)
+        method(deliveries, delay_s=delay_s)
+
+    bench.queue.faults["release"] = release
+    bench.send(not_before=time.time() + 3600)
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert delays == [900]
 
 
 def test_waiting_for_its_time_is_no_death_where_releases_are_counted(bench: Bench) -> None:
@@ -250,6 +274,30 @@ def test_of_a_redelivered_message_what_has_no_row_goes_on_one_task_a_message(ben
     messages = bench.messages()
     assert [(m.first, m.count, m.deaths, m.check) for m in messages] == [(at, 1, 1, True) for at in (0, 2, 4)]
     assert bench.place.queue.depth().leased == 3, "the message itself is deleted"
+
+
+def test_a_redelivered_message_of_which_nothing_is_known_is_taken_apart_too(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1], [2]])
+    bench.send()
+    bench.die_with_it()
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.jobs
+    assert [(m.first, m.count, m.deaths) for m in bench.messages()] == [(0, 1, 1), (1, 1, 1), (2, 1, 1)]
+
+
+def test_of_a_message_that_has_expired_only_what_has_no_row_gets_one(bench: Bench) -> None:
+    bench.place.put_bag([[0], [1], [2]], expires_s=60.0)
+    error = Failure(reason=Reason.RAISED, type="ValueError", message="no")
+    bench.place.table.record([Result.failed("bag", 0, error), Result.done("bag", 1)])
+    bench.send(expires_at=1.0)
+    bench.start()
+    bench.receive()
+    bench.finish()
+    states = {index: result.state for index, result in bench.rows().items()}
+    assert states == {0: State.FAILED, 1: State.DONE, 2: State.EXPIRED}
+    assert bench.place.queue.depth() == (0, 0, 0)
 
 
 def test_a_redelivered_task_runs_again_until_too_many_workers_died_with_it(bench: Bench) -> None:
@@ -320,9 +368,9 @@ def test_it_is_quiet_when_nothing_is_on_its_way(bench: Bench) -> None:
     bench.place.put_bag([[0]])
     assert bench.receiver.quiet(0)
     bench.start()
-    bench.receiver.want(1, 0)
+    bench.receiver.want(wish(1), 0)
     assert not bench.receiver.quiet(0), "it asks"
-    bench.receiver.want(0, 0)
+    bench.receiver.want(None, 0)
     wait_until(lambda: bench.receiver.quiet(0))
     bench.send()
     bench.receive()
@@ -354,7 +402,7 @@ def changed(**changes: Any) -> bytes:
         (b"", "not a message"),
         (b"\xff\x00", "not a message"),
         (b"[" * 1_000_000, "not a message"),
-        (changed(v=2), "upgrade"),
+        (changed(v=99, uid="another"), "upgrade"),
         (changed(count=0), "not a message"),
         (changed(bag="other"), "no bag 'other'"),
         (changed(uid="another"), "no bag 'bag' with the uid"),
@@ -365,8 +413,19 @@ def changed(**changes: Any) -> bytes:
         (changed(rows=[]), "0 rows"),
         (changed(first=1), "has 2 tasks, and the message more"),
         (changed(count=10**15), "has 2 tasks, and the message more"),
-        (changed(first=2**62), "has 2 tasks, and the message more"),
+        (changed(first=2**50), "has 2 tasks, and the message more"),
         (changed(block=7, rows=None), "no block 7"),
+        (changed(v=0), "not a message"),
+        (changed(generation=-1), "not a message"),
+        (changed(attempt=2**63), "not a message"),
+        (changed(deaths=2**63), "not a message"),
+        (changed(sent_at=1e300), "a time is out of range"),
+        (changed(sent_at=-1.0), "a time is out of range"),
+        (changed(not_before=1e300), "a time is out of range"),
+        (changed(columns=["y"]), "columns are not those of bag 'bag'"),
+        (changed(columns=["x", "x"]), "columns are not those of bag 'bag'"),
+        (changed(expires_at=1.0), "it expires, and bag 'bag' doesn't"),
+        (changed(bag="b" * 10_000_000), "no bag 'bbbb"),
     ],
 )
 @pytest.mark.parametrize("careful", [False, True])
@@ -383,9 +442,34 @@ def test_what_cant_be_read_is_set_aside_once_with_its_body(
     (dead,) = bench.place.table.dead()
     assert (dead.body, dead.worker) == (body, "me")
     assert reason in dead.reason
+    assert len(dead.reason) < 1000
     assert len(bench.said) == 1
     assert "mtask dead" in bench.said[0]
     assert bench.place.queue.depth() == (0, 0, 0)
+
+
+def test_a_message_that_a_newer_version_can_read_is_left_to_others(bench: Bench) -> None:
+    """While workers are upgraded one by one, those of before do no harm; when its bag is over, it goes."""
+    bag = bench.place.put_bag([[1]])
+    queue = bench.place.queue
+    bench.send()
+    (delivery,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=1)
+    newer = msgspec.json.encode(msgspec.json.decode(delivery.body) | {"v": 99, "rows": "of another form"})
+    bench.queue.faults["receive"] = lambda method, **_: [msgspec.structs.replace(delivery, body=newer)]
+    bench.start()
+    bench.receive()
+    del bench.queue.faults["receive"]
+    assert queue.depth() == (0, 0, 1), "for a while"
+    assert not list(bench.place.table.dead())
+    assert len([text for text in bench.said if "upgrade" in text]) == 1
+
+    bench.place.table.record([Result.done(bag.name, 0)])
+    (delivery,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=10)
+    bench.queue.faults["receive"] = lambda method, **_: [msgspec.structs.replace(delivery, body=newer)]
+    bench.receive()
+    bench.finish()
+    assert [dead.body for dead in bench.place.table.dead()] == [newer]
+    assert queue.depth() == (0, 0, 0)
 
 
 def planting(body: bytes, *, deliveries: int) -> Any:
@@ -401,6 +485,38 @@ def planting(body: bytes, *, deliveries: int) -> Any:
     return receive
 
 
+def test_a_bag_that_is_known_doesnt_vouch_for_another_name(bench: Bench) -> None:
+    """Its results would go to the other bag, or nowhere."""
+    bench.place.put_bag([[1]])
+    bench.send()
+    bench.start()
+    bench.receive()
+    bench.send(bag="other")
+    bench.receive()
+    bench.finish()
+    assert len(bench.jobs) == 1
+    (dead,) = bench.place.table.dead()
+    assert "there is no bag 'other'" in dead.reason
+
+
+@pytest.mark.parametrize("rows", [b"[[1],[2,3]]", b'[[1],["\\ud800"]]', b'[[1],["\xff"]]'])
+@pytest.mark.parametrize("changes", [{"check": True}, {"deaths": 1}, {"expires_at": 1.0}])
+def test_what_is_cut_up_or_recorded_unread_is_read_first(
+    bench: Bench, rows: bytes, changes: dict[str, Any]
+) -> None:
+    """Else its pieces would be set aside, not what was received, and what can be read of it would run."""
+    bench.place.put_bag([[1], [2]], expires_s=60.0)
+    bench.place.table.record([Result.done("bag", 0)])
+    body = bench.send(rows=msgspec.Raw(rows), **changes).encode()
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.jobs
+    assert [dead.body for dead in bench.place.table.dead()] == [body]
+    assert set(bench.rows()) == {0}
+    assert bench.place.queue.depth() == (0, 0, 0)
+
+
 # -- outages ----------------------------------------------------------------------------------------
 
 
@@ -412,6 +528,40 @@ def test_while_the_table_is_away_a_message_waits_for_it(bench: Bench) -> None:
     bench.receive()
     assert len(bench.jobs) == 1
     assert [text.split()[2] for text in bench.said] == ["doesn't", "answers"]
+
+
+def test_while_the_table_is_away_the_leases_are_kept_for_longer_than_they_last(place: Place) -> None:
+    """Else an outage would look like the death of one worker after the other."""
+    bench = Bench(place, lease_s=0.6)
+    place.put_bag([[0]])
+    place.queue.send([Message.of(place.table.bag("bag"), place.table.block("bag", 0))] * 3)
+    began_s = time.monotonic()
+    bench.table.faults["bag"] = lambda method, *a, **k: (
+        method(*a, **k) if time.monotonic() > began_s + 2 else unavailable(method)
+    )
+    bench.start()
+    try:
+        bench.receive(3)
+        assert [job.held.delivery.deliveries for job in bench.jobs] == [1, 1, 1]
+        assert place.queue.depth() == (0, 3, 0)
+    finally:
+        bench.finish()
+
+
+def test_while_the_table_is_away_what_cant_be_read_stays_held_and_is_set_aside_once(place: Place) -> None:
+    bench = Bench(place, lease_s=0.6)
+    place.put_bag([[0]])
+    bench.send(uid="of another bag")
+    began_s = time.monotonic()
+    bench.table.faults["set_aside"] = lambda method, *a, **k: (
+        method(*a, **k) if time.monotonic() > began_s + 2 else unavailable(method)
+    )
+    bench.start()
+    bench.receive(1)
+    bench.finish()
+    assert len(list(place.table.dead())) == 1
+    assert place.queue.depth() == (0, 0, 0)
+    assert len([text for text in bench.said if "doesn't answer" in text]) == 1
 
 
 def test_while_the_table_is_away_a_careful_look_waits_and_the_message_is_held_once(bench: Bench) -> None:
@@ -428,7 +578,7 @@ def test_who_stops_meanwhile_gives_the_message_back(bench: Bench) -> None:
     bench.send()
     bench.table.faults["bag"] = unavailable
     bench.start()
-    bench.receiver.want(1, 0)
+    bench.receiver.want(wish(1), 0)
     wait_until(lambda: bench.said)
     bench.finish()
     assert bench.place.queue.depth() == (1, 0, 0)
@@ -442,7 +592,7 @@ def test_a_queue_that_is_away_is_asked_again_and_a_stop_doesnt_wait_for_it(bench
     bench.receive()
     assert len(bench.jobs) == 1
     bench.queue.faults["receive"] = failing(10**6)
-    bench.receiver.want(1, 1)
+    bench.receiver.want(wish(1), 1)
     time.sleep(1.2)  # by now it pauses for longer
     began_s = time.monotonic()
     bench.finish()
@@ -453,7 +603,7 @@ def test_a_queue_that_is_away_is_asked_again_and_a_stop_doesnt_wait_for_it(bench
 def test_an_error_that_nobody_foresaw_is_told(bench: Bench) -> None:
     bench.queue.faults["receive"] = failing(math.inf, ZeroDivisionError("a bug"))  # type: ignore[arg-type]
     bench.start()
-    bench.receiver.want(1, 0)
+    bench.receiver.want(wish(1), 0)
     wait_until(lambda: bench.errors)
     bench.receiver.join(5)
     assert not bench.receiver.is_alive()

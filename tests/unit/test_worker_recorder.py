@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_an_outage_loses_nothing_acknowledges_nothing_and_is_said_once(bench: Be
     bench.recorder.attempts_ended(held, [*done(0), failed(1)])
     bench.recorder.settle(held, 1)
     bench.recorder.release(given_back)
-    bench.recorder.set_aside(bad.delivery, DeadMessage(body=b"?", reason="no", worker="w"), bad)
+    bench.recorder.set_aside(bad, DeadMessage(body=b"?", reason="no", worker="w"))
     bench.start()
     wait_until(lambda: bench.said)
     settled = 2 if broken == "release" else 0  # that comes last
@@ -181,10 +182,13 @@ def test_leases_are_kept_while_the_table_is_away(bench: Bench) -> None:
     assert not bench.lost
 
 
-def test_what_is_sent_again_after_an_outage_is_looked_up_before_it_runs(bench: Bench) -> None:
+@pytest.mark.parametrize("error", [UnavailableError("away"), BackendError("odd")])
+def test_what_is_sent_again_after_an_outage_is_looked_up_before_it_runs(
+    bench: Bench, error: BackendError
+) -> None:
     """The first send may have arrived: whoever receives either looks for the row."""
     _, held = submitted(bench, 1, retries=1, backoff_s=0.0)
-    bench.queue.faults["delete"] = failing(1)
+    bench.queue.faults["delete"] = failing(1, error)
     bench.recorder.attempts_ended(held, [failed(0)])
     bench.start()
     bench.finish()
@@ -218,6 +222,39 @@ def test_a_lease_that_is_lost_while_its_results_wait_ends_the_wait_for_them_only
     assert set(bench.states()) == {7, 8}
 
 
+def test_a_message_isnt_deleted_by_a_token_that_is_just_being_replaced(bench: Bench) -> None:
+    bag = bench.place.put_bag([[0]])
+    bench.place.queue.send([Message.of(bag, bench.place.block([[0]]))])
+    under_way, answered = threading.Event(), threading.Event()
+
+    def extend(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        extension = method(*args, **kwargs)
+        under_way.set()
+        answered.wait(10)
+        return extension
+
+    bench.queue.faults["extend"] = extend
+    held = bench.receive(bag, lease_s=2)
+    bench.start()
+    assert under_way.wait(10)
+    bench.recorder.attempts_ended(held, done(0))
+    threading.Timer(0.2, answered.set).start()
+    bench.finish()
+    assert bench.place.queue.depth() == (0, 0, 0)
+    assert not bench.lost
+
+
+def test_what_is_set_aside_is_deleted_by_its_newest_token_and_held_no_more(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+    old = held.delivery
+    ((_, held.delivery),) = bench.place.queue.extend([old], lease_s=60).extended
+    bench.recorder.set_aside(held, DeadMessage(body=b"?", reason="no", worker="w"))
+    bench.start()
+    bench.finish()
+    assert bench.place.queue.depth() == (0, 0, 0)
+    assert bench.keeper.held() == []
+
+
 # -- failures and retries ---------------------------------------------------------------------------
 
 
@@ -242,6 +279,16 @@ def test_a_pause_longer_than_the_queue_can_is_carried_by_the_message(bench: Benc
     (message,) = bench.messages()
     assert message.not_before is not None
     assert 95 < message.not_before - time.time() <= 100
+
+
+def test_what_is_too_big_for_the_queue_is_sent_without_its_rows(bench: Bench) -> None:
+    _, held = submitted(bench, 1)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, message_bytes=50)
+    bench.recorder.hand_on(held, [held.single(0)])
+    bench.start()
+    bench.finish()
+    (message,) = bench.messages()
+    assert not message.has_rows
 
 
 def test_deaths_are_not_forgotten_by_what_is_cut_from_a_message(bench: Bench) -> None:
@@ -312,12 +359,13 @@ def test_a_table_that_refuses_everything_is_asked_until_it_doesnt(bench: Bench) 
 
 
 def test_the_results_of_a_bag_that_is_gone_are_dropped(bench: Bench) -> None:
-    bag, held = submitted(bench, 1)
+    bag, held = submitted(bench, 2, retries=1)
     gone = msgspec.structs.replace(bag, name="gone")
     message = msgspec.structs.replace(held.message, bag="gone")
     ghost = Held(held.delivery, message, gone, body=b"", lease_s=60, asked_s=time.monotonic())
     _, other = submitted_again(bench)
-    bench.recorder.attempts_ended(ghost, [Result.done("gone", 0)])
+    again = Result.failed("gone", 1, RAISED)
+    bench.recorder.attempts_ended(ghost, [Result.done("gone", 0), again])
     bench.recorder.attempts_ended(other, done(0, 1))
     bench.start()
     bench.finish()

@@ -15,9 +15,11 @@ import pytest
 
 from mtask.errors import BackendError, UnavailableError
 from mtask.manager import connect
-from mtask.model import State
+from mtask.model import Message, Result, State
 from mtask.worker import supervisor
 from mtask.worker.held import Job
+from mtask.worker.room import Share
+from mtask.worker.runner import Cause
 from mtask.worker.supervisor import Worker
 from tests.unit.worker_kit import Place, Wrapper, exists, failing, held_of, unavailable, wait_until, watchdog
 
@@ -247,14 +249,170 @@ def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: P
 
     runner: Any = Busy()
     made = place.worker(split_after_s=60)
-    made._relieve(runner)
+    made._dispatcher.relieve(runner)
     assert runner.cuts == 0
     runner.jobs.append(Job(other, 0, 3))
-    made._relieve(runner)
+    made._dispatcher.relieve(runner)
     assert runner.cuts == 1, "but what waits of another message is taken"
     made.drain()
     with watchdog():
         made.run()
+
+
+class Busy:
+    """A slot and its runner, which runs the first of its jobs, since a second."""
+
+    retiring, pid = False, 0
+    share: Share | None = None
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs, self.cuts, self.stopped = deque(jobs), 0, list[Cause]()
+
+    @property
+    def runner(self) -> Busy:
+        return self
+
+    def running(self) -> tuple[Job, int, float]:
+        return self.jobs[0], self.jobs[0].start, 1.0
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def suits(self, share: Share, job: Job) -> bool:
+        return True
+
+    def gpus(self) -> tuple[str, ...]:
+        return ()
+
+    def cut(self) -> list[Job]:
+        self.cuts += 1
+        rests = list(self.jobs)[1:]
+        self.jobs = deque([self.jobs[0]])
+        return rests
+
+    def stop_task(self, cause: Cause) -> None:
+        self.stopped.append(cause)
+
+
+@pytest.fixture
+def still(place: Place) -> Iterator[Any]:
+    """A worker whose loop doesn't run yet, and whose slots and jobs are what the test says."""
+    made = place.worker(split_after_s=60)
+    slots = made.slots
+    yield made
+    made.slots = made._dispatcher._slots = slots
+    made._dispatcher.ready.clear()
+    made.drain()
+    with watchdog():
+        made.run()
+
+
+def use(still: Any, slots: list[Any], *ready: Job) -> None:
+    still._dispatcher._slots, still._dispatcher.ready = slots, deque(ready)
+
+
+def a_job(**spec: Any) -> Job:
+    return Job(held_of(1, **spec), 0, 1)
+
+
+def suspect() -> Job:
+    job = a_job(max_deliveries=3, deliveries=2)
+    assert job.held.is_suspect
+    return job
+
+
+def test_what_is_cut_away_behind_a_long_task_is_put_back_if_it_is_of_the_same_message(still: Any) -> None:
+    held, other = held_of(3), a_job()
+    runner = Busy(Job(held, 0, 1), Job(held, 1, 3), other)
+    still._dispatcher._message_s = 0.001
+    still._dispatcher.relieve(runner)
+    assert [(job.held, job.start, job.stop) for job in runner.jobs] == [(held, 0, 1), (held, 1, 3)]
+    assert list(still._dispatcher.ready) == [other]
+    assert still._dispatcher._message_s is None, "the pace of before says nothing any more"
+
+
+def test_a_message_held_for_long_is_shared_in_pieces_of_half_that_time(
+    still: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still._dispatcher._options = msgspec.structs.replace(still.options, split_after_s=10.0)
+    sent: list[Message] = []
+    monkeypatch.setattr(still._recorder, "hand_on", lambda held, messages: sent.extend(messages))
+    held = held_of(21)
+    held.received_s -= 12  # for six tasks
+    still._dispatcher.relieve(Busy(Job(held, 5, 6), Job(held, 6, 21)))
+    assert [(message.first, message.count) for message in sent] == [(at, 2) for at in range(6, 20, 2)] + [
+        (20, 1)
+    ]
+
+
+def test_a_long_task_with_nothing_behind_it_is_left_alone(still: Any) -> None:
+    still._dispatcher._options = msgspec.structs.replace(still.options, split_after_s=0.0)
+    runner = Busy(a_job())
+    still._dispatcher.relieve(runner)
+    assert runner.cuts == 0
+
+
+def test_a_suspect_waits_until_nothing_else_runs_and_nothing_is_on_its_way(still: Any) -> None:
+    busy, free, job = Busy(a_job()), Busy(), suspect()
+    use(still, [busy, free], job)
+    assert still._dispatcher._isolate()
+    assert (len(busy.jobs), len(free.jobs)) == (1, 0)
+    busy.jobs.clear()
+    still._dispatcher.rounds = 1  # a message comes that the receiver hasn't been told of
+    assert still._dispatcher._isolate()
+    assert not busy.jobs
+    still._dispatcher.rounds = 0
+    assert still._dispatcher._isolate()
+    assert list(busy.jobs) == [job]
+    assert still._dispatcher._isolate(), "and while it runs, nothing else begins"
+
+
+def test_a_suspect_waits_until_all_is_written(still: Any) -> None:
+    free = Busy()
+    use(still, [free], suspect())
+    still._recorder.settle(held_of(1), 0)
+    assert still._dispatcher._isolate()
+    assert not free.jobs
+
+
+def test_what_cant_be_given_back_runs_before_the_suspect(still: Any, place: Place) -> None:
+    still._dispatcher._limits = msgspec.structs.replace(place.queue.limits, workers_send=False)
+    free, job, rest = Busy(), suspect(), Job(held_of(3), 1, 3)
+    use(still, [free], job, rest)
+    assert still._dispatcher._isolate()
+    assert list(free.jobs) == [rest]
+    assert list(still._dispatcher.ready) == [job]
+
+
+def test_a_lost_lease_stops_the_tasks_of_that_message_alone(still: Any) -> None:
+    lost, other, waiting = a_job(), a_job(), a_job()
+    lost.held.lost = waiting.held.lost = True
+    still.slots = [Busy(lost), Busy(other), Busy(a_job(), waiting)]
+    still._lost(lost.held)
+    still._lost(waiting.held)
+    assert [slot.stopped for slot in still.slots] == [[Cause.LOST_LEASE], [], []]
+    assert [slot.cuts for slot in still.slots] == [1, 0, 1]
+    assert not still._dispatcher.ready
+
+
+def test_a_drain_tells_the_running_function_and_shows_at_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtask.worker.pulse.BEAT_S", 3600)
+    gate = tmp_path / "open"
+    (tmp_path / "stop.py").write_text(
+        "import os, time, mtask\n\ndef f(x, path):\n    open(path + '.begun', 'w').close()\n"
+        "    while not mtask.stopping():\n        time.sleep(0.01)\n"
+        "    while not os.path.exists(path):\n        time.sleep(0.01)\n    return 'stopped'\n"
+    )
+    bag = place.manager.submit([{"x": 1, "path": str(gate)}], call=f"{tmp_path}/stop.py:f", bag="bag")
+    run = Run(place.worker())
+    wait_until(lambda: (tmp_path / "open.begun").exists())
+    run.worker.drain(grace_s=600)
+    wait_until(lambda: [status.state for status in place.table.workers()] == ["draining"])
+    gate.touch()
+    assert run.ended() is None
+    assert [result.value for result in bag.results()] == ["stopped"]
 
 
 def test_a_task_that_wants_no_signal_is_killed_in_time(place: Place) -> None:
@@ -314,8 +472,6 @@ def test_functions_and_commands_take_turns_in_one_slot(place: Place) -> None:
 
 def test_a_message_whose_rows_cant_be_read_is_set_aside_once_and_the_worker_goes_on(place: Place) -> None:
     bag = place.submit("double", [{"x": x} for x in range(3)])
-    from mtask.model import Message
-
     info = place.table.bag("bag")
     message = Message.of(info, place.block([[1, 2], [3], [4]]))
     place.queue.send([message])
@@ -350,3 +506,26 @@ def test_the_exit_code_of_a_worker_that_can_run_nothing(tmp_path: Path) -> None:
     )
     assert ended.returncode == BackendError.exit_code
     assert b"no licence" in ended.stderr
+
+
+def test_a_worker_that_receives_what_needs_not_be_run_is_not_idle(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a repair of what was in the queue all the same."""
+    bag = place.submit("double", [{"x": x} for x in range(6)], per_message=1)
+    place.table.record([Result.done("bag", index) for index in range(5)])
+    with place.manager.table.transaction(place.queue):
+        held = place.queue.receive(max_messages=6, lease_s=60, wait_s=0)
+        place.queue.delete(held)
+    checked = [msgspec.structs.replace(Message.decode(each.body), check=True) for each in held]
+    place.queue.send(checked)
+    recorded = place.table.recorded
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.1)
+        return recorded(*args)
+
+    monkeypatch.setattr(place.table, "recorded", slowly)
+    with watchdog():
+        place.worker(idle_exit_s=0.25).run()
+    assert bag.counts().left == 0

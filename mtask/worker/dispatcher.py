@@ -1,0 +1,170 @@
+"""Gives held messages to slots: as many as the host has room for, and back to the queue what waits too long."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from mtask.queue import QueueLimits
+from mtask.requirements import DEFAULT_LANE
+from mtask.worker.held import Job
+from mtask.worker.options import Options
+from mtask.worker.receiver import Receiver, Wish
+from mtask.worker.recorder import Recorder
+from mtask.worker.room import Room
+from mtask.worker.runner import Runner
+from mtask.worker.slots import Slot, room_behind
+
+__all__ = ["Dispatcher"]
+
+STUCK_S = 0.5
+"""What waits behind a task that runs longer than this goes to another slot, or another host."""
+
+
+class Dispatcher:
+    """Holds what is ready to run; lives in the worker's main thread."""
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        room: Room,
+        *,
+        receiver: Receiver,
+        recorder: Recorder,
+        limits: QueueLimits,
+        options: Options,
+    ) -> None:
+        self._slots, self._room = slots, room
+        self._receiver, self._recorder = receiver, recorder
+        self._limits, self._options = limits, options
+        self.ready: deque[Job] = deque()
+        self.rounds = 0
+        """How many requests of the receiver have been looked at."""
+        self._message_s: float | None = None
+
+    def job_over(self, took_s: float) -> None:
+        """The pace of late says how many messages may wait behind one that runs."""
+        self._message_s = took_s if self._message_s is None else 0.8 * self._message_s + 0.2 * took_s
+
+    def dispatch(self) -> None:
+        """Start what can be started, and ask the receiver for as much as there is room for."""
+        for slot in self._slots:
+            if slot.share is not None and not slot.jobs:
+                self._room.give(slot.share)
+                slot.share = None
+        if self._isolate():
+            return
+        while self.ready and self._start(self.ready[0]):
+            self.ready.popleft()
+        behind = room_behind(self._message_s)
+        while behind and self.ready:
+            slot = min(self._slots, key=lambda slot: len(slot.jobs))
+            if len(slot.jobs) > behind or not _may_wait_behind(self.ready[0], slot):
+                break
+            self.ready[0].share = slot.share
+            slot.start(self.ready.popleft())
+        wish = None
+        # What is ready and doesn't fit is waited for: small tasks must not take its place for ever.
+        if not self.ready and not self._recorder.full():
+            queued = sum(max(0, behind + 1 - max(1, len(slot.jobs))) for slot in self._slots)
+            space = self._room.space()
+            wish = Wish(space, queued) if space.slots or queued else None
+        self._receiver.want(wish, self.rounds)
+
+    def _start(self, job: Job) -> bool:
+        """In a slot that is free, with a share of the host; False: not just now."""
+        requires = job.held.lane.requires
+        free = [slot for slot in self._slots if not slot.jobs and not slot.retiring]
+        warm = {gpu for slot in free for gpu in slot.gpus()} if requires.gpus else ()
+        share = self._room.take(requires, prefer_gpus=warm) if free else None
+        if share is None:
+            return False
+        slot = next((slot for slot in free if slot.suits(share, job)), None)
+        # A child that has seen a GPU keeps memory on it, until it ends.
+        holders = [each for each in self._slots if each is not slot and set(each.gpus()) & set(share.gpus)]
+        if slot is None or holders:
+            for each in holders or free[:1]:
+                each.retire()
+            self._room.give(share)
+            return False
+        slot.share = job.share = share
+        slot.start(job)
+        return True
+
+    def _isolate(self) -> bool:
+        """A task with which nearly enough workers have died runs alone, so that no neighbour is taken
+        for its cause. True: nothing else is to be started now."""
+        busy = [slot for slot in self._slots if slot.jobs]
+        runs = any(job.held.is_suspect for slot in busy for job in slot.jobs)
+        suspect = None if runs else next((job for job in self.ready if job.held.is_suspect), None)
+        if not runs and suspect is None:
+            return False
+        self._receiver.want(None, self.rounds)
+        for job in [job for job in self.ready if job is not suspect and self._may_give_back(job)]:
+            self.ready.remove(job)
+            self.give_back(job)
+        if suspect is None or busy:
+            return True
+        first = next((job for job in self.ready if job is not suspect), suspect)
+        # What is on its way in, or not yet given back, would be counted as dead with the suspect.
+        alone = self._receiver.quiet(self.rounds) and self._recorder.quiet()
+        if (first is not suspect or alone) and self._start(first):
+            self.ready.remove(first)
+        return True
+
+    def _may_give_back(self, job: Job) -> bool:
+        return job.whole or self._limits.workers_send
+
+    def relieve(self, runner: Runner) -> None:
+        """Take from a slot what waits behind a long task; split a message that is held for long."""
+        running = runner.running()
+        if running is None:
+            return
+        held, since_s = running[0].held, running[2]
+        mine = sum(job.left for job in runner.jobs if job.held is held)
+        slow = mine > 1 and held.age_s() > self._options.split_after_s and self._limits.workers_send
+        stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
+        if not (slow or stuck):
+            return
+        self._message_s = None
+        for rest in runner.cut():
+            if rest.held is not held:
+                self.ready.append(rest)
+            elif slow:
+                self._recorder.hand_on(held, rest.pieces(self._options.split_after_s / 2))
+            else:
+                runner.start(rest)
+
+    def give_back_stuck(self) -> None:
+        """What found no slot within `STUCK_S` may find one elsewhere; but not what room is being made for."""
+        keep = sum(not slot.jobs for slot in self._slots)
+        if self.ready and self.ready[0].held.lane != DEFAULT_LANE:
+            keep = max(1, keep)
+        while (
+            len(self.ready) > keep
+            and not self.ready[-1].held.is_suspect
+            and time.monotonic() - self.ready[-1].ready_s > STUCK_S
+            and self._may_give_back(self.ready[-1])
+        ):
+            self.give_back(self.ready.pop())
+
+    def give_back(self, job: Job) -> None:
+        """To the queue, for anyone, at no cost to the tasks."""
+        if job.held.lost:
+            return
+        if job.whole:
+            self._recorder.release(job.held)
+        elif self._limits.workers_send:
+            self._recorder.hand_on(job.held, [job.held.part(job.got, job.stop)])
+        # else: with the rest of its message, when the worker stops
+
+    def give_back_all(self) -> None:
+        while self.ready:
+            self.give_back(self.ready.popleft())
+
+
+def _may_wait_behind(job: Job, slot: Slot) -> bool:
+    """With the share of those before it."""
+    ordinary = job.held.lane == DEFAULT_LANE and slot.jobs and slot.jobs[0].held.lane == DEFAULT_LANE
+    return bool(ordinary) and slot.takes_behind(job)

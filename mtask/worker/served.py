@@ -1,0 +1,57 @@
+"""The lanes that a worker serves: which there are, and which comes next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mtask.errors import BackendError
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane
+from mtask.table import Table
+from mtask.worker.notes import Notes
+from mtask.worker.turns import Turns
+
+__all__ = ["ServedLanes"]
+
+READ_S = 1.0
+"""How old the list may be; a new lane is served after this time at the latest."""
+
+
+class ServedLanes:
+    """Reads the list of lanes from the table, now and then; lives in the receiver's thread."""
+
+    def __init__(
+        self, table: Table, can: Capabilities, notes: Notes, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._table, self._can, self._notes = table, can, notes
+        self._turns = Turns(clock)
+        self._lanes = [DEFAULT_LANE]
+        self._read_s = -READ_S
+
+    def in_turn(self) -> list[Lane]:
+        """In which order to look into them."""
+        if time.monotonic() - self._read_s >= READ_S:
+            self._read()
+        return self._turns.order(self._lanes) if len(self._lanes) > 1 else self._lanes
+
+    def _read(self) -> None:
+        try:
+            listed = [lane for lane, _ in self._table.lanes()]
+        except BackendError as error:
+            self._notes.trouble("table", error)
+        else:
+            self._notes.well("table")
+            self._lanes = [DEFAULT_LANE, *(lane for lane in listed if not self._can.lacks(lane.requires))]
+            self._turns.forget(self._lanes)
+        self._read_s = time.monotonic()
+
+    def room_to_make(self, lane: Lane) -> int:
+        """Of a lane whose tasks don't fit beside those that run: 1 if it has been passed over for long enough."""
+        return int(bool(lane.name) and self._turns.pass_over(lane))
+
+    def answered(self, lane: Lane, messages: int) -> None:
+        """So many came from it."""
+        if messages:
+            self._turns.received(lane, messages)
+        else:
+            self._turns.empty(lane)
