@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 import msgspec
 
 from mtask.errors import MessageError, NewerMessageError
-from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane
+from mtask.spec import MOST, Spec
 
 __all__ = [
     "MESSAGE_VERSION",
@@ -37,8 +38,6 @@ __all__ = [
     "WorkerStatus",
 ]
 
-MOST = 2**53
-"""Larger numbers aren't stored by all tables, nor kept by all readers of JSON."""
 YEAR_10000 = 253_402_300_800.0
 
 MESSAGE_VERSION = 2
@@ -52,9 +51,6 @@ NO_ROWS = msgspec.Raw(b"null")
 UNKNOWN = "unknown"
 """The type of a failure to find a bag's function: another worker may have it."""
 EXPIRED = "not started within {:g} s of its submit"
-TAIL_BYTES = 16 * 1024
-
-Kind = Literal["call", "run", "shell", "command"]
 
 
 class State(StrEnum):
@@ -94,115 +90,6 @@ class Reason(StrEnum):
     MEMORY = "memory"
     """It took more than it may."""
     EXPIRED = "expired"
-
-
-class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the tasks of a bag have in common: what to run, and how.
-
-    Raises ValueError for a spec that makes no sense, also when decoded.
-    """
-
-    kind: Kind
-    target: tuple[str, ...] = ()
-    """`call`: ("module:function",); `run`: argv words with {column}s; `shell`: (script,);
-    `command`: (), each row has a command line of its own in its column `command`."""
-    retries: int = 3
-    """How many failed attempts of a task are tried again."""
-    timeout_s: float | None = None
-    """Longest time of one attempt; None is for ever."""
-    lease_s: float = 60.0
-    """How long after a worker's death its messages go to another."""
-    max_deliveries: int = 5
-    """How many workers may die with a task before it fails as `lost`."""
-    backoff_s: float = 1.0
-    """The longest pause before the first retry; it doubles with each further one."""
-    backoff_max_s: float = 600.0
-    retry_on: tuple[str, ...] = ()
-    """Only these failures are tried again: names of exception classes (bases count), exit codes, or
-    reasons. Empty: all are."""
-    no_retry: tuple[str, ...] = ()
-    """These are not, even so."""
-    expires_s: float | None = None
-    """A task that hasn't started so long after the bag was made, or it was sent again by `retry`, ends
-    as `expired`."""
-    not_before_at: float | None = None
-    """No task starts before (UTC)."""
-    cpus: float = 1.0
-    """How many of a worker's a task takes; this and the next five can be said by a row, too."""
-    memory_bytes: int | None = None
-    """Reserved for a task; an attempt that takes more is ended."""
-    gpus: int = 0
-    tags: tuple[str, ...] = ()
-    """What the worker must have, or, written `!tag`, must not have."""
-    only_on: tuple[str, ...] = ()
-    """Of these tags the worker must have at least one."""
-    priority: int = 0
-    """From -9 to 9; tasks of a higher one start first."""
-    max_running: int | None = None
-    """So many tasks of the bag run at a time, on all workers together."""
-    rate: float | None = None
-    """So many start in a second, on all workers together."""
-    key: str = ""
-    """Of tasks with the same value in this column, only the first is submitted."""
-    serial: str = ""
-    """Tasks with the same value in this column run one after the other, in their order."""
-    per_message: int | None = None
-    """Most tasks in a message; None lets the number grow with the bag."""
-    tail_bytes: int = TAIL_BYTES
-    """So much of the end of what an attempt prints is kept, of stdout and of stderr."""
-
-    def __post_init__(self) -> None:
-        if len(self.target) != {"call": 1, "shell": 1, "command": 0}.get(self.kind, len(self.target)):
-            raise ValueError(f"a spec of kind {self.kind!r} can't have the target {self.target!r}")
-        if self.kind == "run" and not self.target:
-            raise ValueError("a command needs at least one word")
-        if self.retries < 0:
-            raise ValueError("retries must be 0 or more")
-        if self.max_deliveries < 1:
-            raise ValueError("max_deliveries must be 1 or more")
-        if self.timeout_s is not None and self.timeout_s <= 0:
-            raise ValueError("timeout_s must be more than 0")
-        if self.lease_s < 1:
-            raise ValueError("lease_s must be 1 or more")
-        if self.expires_s is not None and self.expires_s <= 0:
-            raise ValueError("expires_s must be more than 0")
-        if self.memory_bytes is not None and self.memory_bytes < 1:
-            raise ValueError("memory_bytes must be more than 0")
-        if not -9 <= self.priority <= 9:
-            raise ValueError("priority must be from -9 to 9")
-        if self.max_running is not None and self.max_running < 1:
-            raise ValueError("max_running must be 1 or more")
-        if self.rate is not None and not 0 < self.rate <= MOST:
-            raise ValueError("rate must be more than 0")
-        _ = self.requires
-        if self.per_message is not None and self.per_message < 1:
-            raise ValueError("per_message must be 1 or more")
-        if self.tail_bytes < 0:
-            raise ValueError("tail_bytes must be 0 or more")
-        if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
-            raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
-
-    @property
-    def requires(self) -> Requirements:
-        """What each task needs whose row doesn't say otherwise."""
-        return Requirements(
-            cpus=self.cpus,
-            memory_bytes=self.memory_bytes or 0,
-            gpus=self.gpus,
-            tags=self.tags,
-            only_on=self.only_on,
-        )
-
-    @property
-    def tasks_per_message(self) -> int | None:
-        """As `per_message`; one where each start is counted, or may have to wait for another task."""
-        counted = self.max_running is not None or self.rate is not None or self.serial
-        return 1 if counted else self.per_message
-
-    @property
-    def title(self) -> str:
-        """One line for people."""
-        return " ".join(self.target) if self.target else "column 'command'"
 
 
 class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from mtask.errors import UsageError
-from mtask.model import MOST, Spec
 from mtask.requirements import REQUIREMENT_COLUMNS, Lane, Requirements, parse_priority, parse_size, parse_tags
 from mtask.sources.base import Chunk, shorten
+from mtask.spec import MOST, Spec
 
 __all__ = [
     "MOST_LANES",

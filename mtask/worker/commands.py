@@ -23,7 +23,7 @@ from mtask.requirements import Capabilities
 from mtask.template import Template, shell_environment, split_command, text_of
 from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
-from mtask.worker.orphans import MARK
+from mtask.worker.orphans import MARK, scratch_prefix
 from mtask.worker.output import new_output, take_tail
 from mtask.worker.room import Share
 from mtask.worker.runner import HOSTNAME, Host, Runner, failed_attempt, why_it_died
@@ -149,7 +149,7 @@ class CommandRunner(Runner):
         """(argv, environment) of a task. Raises ValueError when the row has no command in it."""
         spec, message = job.held.bag.spec, job.held.message
         if not self._scratch:
-            self._scratch = tempfile.mkdtemp(prefix="mtask-scratch-")
+            self._scratch = tempfile.mkdtemp(prefix=scratch_prefix(self.host.name))
         if job.share != self._surroundings[0]:
             self._surroundings = job.share, environment_of(job.share, self._machine)
         environment = {

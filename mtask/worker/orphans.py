@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["MARK", "watch_for_orphans"]
+__all__ = ["MARK", "scratch_prefix", "watch_for_orphans"]
 
 MARK = "MTASK_WORKER"
 """The variable that holds the worker's name, in the environment of all that it runs."""
@@ -45,10 +45,17 @@ def watch_for_orphans(worker: str) -> Iterator[None]:
                 os.waitpid(pid, 0)
 
 
+def scratch_prefix(worker: str) -> str:
+    """How the names of its scratch folders begin, in the folder for temporary files."""
+    return f"mtask-scratch-{worker}-"
+
+
 def _spawn(worker: str) -> int:
+    import tempfile
+
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-I", "-S", __file__, worker, str(os.getpid())],
+        [sys.executable, "-I", "-S", __file__, worker, str(os.getpid()), tempfile.gettempdir()],
         # This worker may itself be a task of another one, whose orphans' end this process must survive.
         {name: value for name, value in os.environ.items() if name != MARK},
         file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)],
@@ -57,8 +64,8 @@ def _spawn(worker: str) -> int:
     )
 
 
-def main(worker: str, supervisor: int) -> None:
-    """Wait for the supervisor's death, then kill until nothing of the worker is left."""
+def main(worker: str, supervisor: int, temporary: str) -> None:
+    """Wait for the supervisor's death, then kill until nothing of the worker is left, and clean up behind it."""
     os.chdir("/")
     spared = {os.getpgrp()}
     with contextlib.suppress(ProcessLookupError):
@@ -71,6 +78,15 @@ def main(worker: str, supervisor: int) -> None:
         if kill_all_of(worker, spared):
             quiet_since_s = time.monotonic()
         time.sleep(0.05 if quiet_since_s - began_s < 10 else 1)  # one may be stuck in a dead file system
+    remove_scratch_of(worker, temporary)
+
+
+def remove_scratch_of(worker: str, temporary: str) -> None:
+    import shutil
+
+    for name in os.listdir(temporary):
+        if name.startswith(scratch_prefix(worker)):
+            shutil.rmtree(os.path.join(temporary, name), ignore_errors=True)
 
 
 def kill_all_of(worker: str, spared: set[int]) -> bool:
@@ -96,4 +112,4 @@ def _is_of(worker: str, pid: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

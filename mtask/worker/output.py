@@ -6,7 +6,7 @@ import fcntl
 import os
 import tempfile
 
-from mtask.model import TAIL_BYTES
+from mtask.spec import TAIL_BYTES
 
 __all__ = ["MOST_BYTES", "new_output", "size_of", "take_tail", "trim"]
 

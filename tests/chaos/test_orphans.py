@@ -105,6 +105,19 @@ def test_commands_and_what_they_started_end_with_a_killed_worker(site: Site, pid
     wait_for(lambda: not exists(watcher), "and then the watcher ends itself", timeout_s=GONE_S)
 
 
+def test_the_scratch_folder_of_a_killed_worker_goes(site: Site, tmp_path: Path) -> None:
+    site.manager.submit(
+        [{"x": 1}], shell='echo "$MTASK_SCRATCH" > where; touch "$MTASK_SCRATCH/f"; sleep 600'
+    )
+    site.env["TMPDIR"] = str(tmp_path)
+    worker, where = site.start_worker("-j", "1"), site.folder / "where"
+    wait_for(lambda: where.exists() and where.read_text(), "it runs")
+    scratch = Path(where.read_text().strip())
+    wait_for((scratch / "f").exists, "it has put something there")
+    worker.kill()
+    wait_for(lambda: not scratch.exists(), "its folder is gone", timeout_s=GONE_S)
+
+
 def test_what_functions_started_ends_with_a_killed_worker(site: Site, pids: Pids) -> None:
     submit_function(site, "start_two", pids=str(pids.path))
     worker = site.start_worker("-j", "1")

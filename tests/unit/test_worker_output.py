@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtask.model import TAIL_BYTES
+from mtask.spec import TAIL_BYTES
 from mtask.worker import output
 from mtask.worker.output import new_output, size_of, take_tail, trim
 
