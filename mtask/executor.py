@@ -28,7 +28,8 @@ from mtask.sources import Chunk, encode_rows
 __all__ = ["Executor"]
 
 T = TypeVar("T")
-POLL_S = (0.001, 0.05)
+LOOK_S = 0.5
+"""Results are looked for so often, even if nothing tells that there are any."""
 AHEAD_S = 0.2
 """So much work is sent ahead, by the pace of late."""
 MOST_AHEAD = 4096
@@ -57,10 +58,11 @@ class Executor(futures.Executor):
         self._sent: dict[tuple[str, int], futures.Future[Any]] = {}
         self._changed = threading.Condition()
         self._pace = _Pace(slots)
-        self._shut = self._over = False
+        self._shut = self._over = self._news = False
         self._broken: BaseException | None = None
         manager = self._workshop.manager
-        self._worker = Worker(manager.queue, manager.table, worker_options(spec, slots, self._workshop))
+        settings = worker_options(spec, slots, self._workshop)
+        self._worker = Worker(manager.queue, manager.table, settings, on_written=self._on_written)
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name="mtask-worker", daemon=True),
             threading.Thread(target=self._guarded, args=(self._watch,), name="mtask-futures", daemon=True),
@@ -119,6 +121,12 @@ class Executor(futures.Executor):
             for future in running:
                 future.set_exception(error)
 
+    def _on_written(self) -> None:
+        """Results have come in."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
     def _work(self) -> None:
         self._worker.run()
         if not self._over:
@@ -127,7 +135,6 @@ class Executor(futures.Executor):
     def _watch(self) -> None:
         """Send the calls and give the futures their results, until all have theirs after a shutdown."""
         try:
-            pause_s = POLL_S[0]
             while True:
                 with self._changed:
                     while not (self._waiting or self._sent or self._shut):
@@ -135,14 +142,13 @@ class Executor(futures.Executor):
                     if not (self._waiting or self._sent):
                         return
                     calls = self._next_calls()
+                    self._news = False
                 if calls:
                     self._send(calls)
-                found = self._collect()
-                self._pace.note(found)
-                pause_s = POLL_S[0] if found or calls else min(1.5 * pause_s, POLL_S[1])
+                self._pace.note(self._collect())
                 with self._changed:
-                    if not self._waiting or len(self._sent) >= self._pace.most_ahead():
-                        self._changed.wait(pause_s)
+                    if not self._news and (not self._waiting or len(self._sent) >= self._pace.most_ahead()):
+                        self._changed.wait(LOOK_S)
         finally:
             self._over = True
             self._worker.drain("shut down", grace_s=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,14 +13,17 @@ from mtask.errors import BackendError, SendError
 from mtask.model import Delivery, Message
 from mtask.queue import Depth, Extension, QueueLimits
 from mtask_sqlite.database import Database
+from mtask_sqlite.notify import Watch
 
 __all__ = ["SqliteQueue"]
 
 LIMITS = QueueLimits(message_bytes=16 * 1024 * 1024, send_batch=1000, receive_batch=1000)
 
+_LOOK_S = 1.0
+"""Who waits looks into the file so often, even if nothing tells that it was written to."""
 _POLL_S = (0.005, 0.05)
-"""Between two looks at the file by one who waits: shortest and longest. On a virtual machine a look
-costs up to 0.2 ms, mostly for sleeping and waking, so an idle worker takes 0.4 % of a core."""
+"""The same where nothing can tell: shortest and longest pause. On a virtual machine a look costs up to
+0.2 ms, mostly for sleeping and waking, so an idle worker takes 0.4 % of a core."""
 _POLL_GROWTH = 0.02
 """The pause as a part of the time without a message, between those."""
 
@@ -65,6 +69,7 @@ class SqliteQueue:
         self._name = lane
         self._clock = clock or lease_clock
         self._closed = False
+        self._local = threading.local()
         self._idle_s = 0.0
         """How long the last calls of `receive` waited in vain."""
         self._boot_id = boot_id or current_boot_id()
@@ -104,10 +109,21 @@ class SqliteQueue:
                     return []
                 if next_at is not None and next_at <= self._clock():
                     break
-                pause = min(max(_POLL_S[0], (waited + self._idle_s) * _POLL_GROWTH), _POLL_S[1])
-                time.sleep(min(pause, wait_s - waited))
+                left = wait_s - waited
+                self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
                 database = self._open()
             version = seen
+
+    def _wait(self, longest_s: float, waited_s: float) -> None:
+        """For another process or thread to write something."""
+        watch: Watch | None = getattr(self._local, "watch", None)
+        if watch is None:
+            watch = self._local.watch = Watch(self.database.path)
+        if watch.works:
+            watch.wait(max(0.0, min(longest_s, _LOOK_S)))
+        else:
+            pause_s = min(max(_POLL_S[0], (waited_s + self._idle_s) * _POLL_GROWTH), _POLL_S[1])
+            time.sleep(max(0.0, min(longest_s, pause_s)))
 
     def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
         result = Extension([], [])

@@ -55,8 +55,9 @@ class CommandRunner(Runner):
         """Of each job's message."""
         self._started_s = self._started_at = 0.0
         self._remover: _Remover | None = None
-        self._surroundings: tuple[Share | None, dict[str, str]] = None, {}
-        """The share of late, and what it adds to the environment."""
+        self._checkpoints = task.rooted(host.checkpoints)
+        self._surroundings: tuple[Share | None, dict[str, str]] | None = None
+        """The share of late, and the environment that all commands with it have in common."""
 
     # -- jobs ---------------------------------------------------------------------------------------
 
@@ -150,14 +151,10 @@ class CommandRunner(Runner):
         spec, message = job.held.bag.spec, job.held.message
         if not self._scratch:
             self._scratch = tempfile.mkdtemp(prefix=scratch_prefix(self.host.name))
-        if job.share != self._surroundings[0]:
-            self._surroundings = job.share, environment_of(job.share, self._machine)
         environment = {
-            **os.environ,
-            **self._surroundings[1],
+            **self._environment(job.share),
             "TMPDIR": self._scratch,
             "MTASK_SCRATCH": self._scratch,
-            MARK: self.host.name,
             "MTASK_BAG": message.bag,
             "MTASK_INDEX": str(message.first + job.got),
             "MTASK_ID": job.held.id_of(job.got) or "",
@@ -170,9 +167,15 @@ class CommandRunner(Runner):
         argv, parameters = self._makers[key](row)
         return argv, environment | parameters
 
+    def _environment(self, share: Share | None) -> dict[str, str]:
+        """Made anew only for another share: `os.environ` is decoded anew each time it is read."""
+        if self._surroundings is None or share != self._surroundings[0]:
+            own = environment_of(share, self._machine)
+            self._surroundings = share, {**os.environ, **own, MARK: self.host.name}
+        return self._surroundings[1]
+
     def _checkpoint(self, job: Job) -> str:
-        root = task.rooted(self.host.checkpoints)
-        return task.place_of(root, job.held.bag.uid, job.held.message.first + job.got)
+        return task.place_of(self._checkpoints, job.held.bag.uid, job.held.message.first + job.got)
 
     def _remove_checkpoint(self, place: str) -> None:
         if "://" not in place:

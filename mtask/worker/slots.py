@@ -83,7 +83,7 @@ class Slot:
     def takes_behind(self, job: Job) -> bool:
         """Can this job wait behind those that run now, and then have the same share?"""
         front = self.jobs[0] if self.jobs else None
-        if front is None or self.retiring or not (_is_function(front) and _is_function(job)):
+        if front is None or self.retiring or _is_function(front) != _is_function(job):
             return False
         return front.held.lane.requires == job.held.lane.requires
 

@@ -49,8 +49,15 @@ class Worker:
     """Receives, runs and records until it is told to drain; see `run`."""
 
     def __init__(
-        self, queue: Queue, table: Table, options: Options, *, say: Callable[[str], None] | None = None
+        self,
+        queue: Queue,
+        table: Table,
+        options: Options,
+        *,
+        say: Callable[[str], None] | None = None,
+        on_written: Callable[[], None] = lambda: None,
     ):
+        """`on_written` is called, from another thread, when results have been recorded."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         self.path, self.checkpoints = options.path, options.checkpoints
@@ -74,9 +81,7 @@ class Worker:
         os.set_blocking(self._wake_in, False)
         self._keeper = LeaseKeeper(self.queue, lambda held: self._post(lambda: self._lost(held)), self.notes)
         self.limits = Limits(table, self.name, self._keeper.count)
-        self._recorder = Recorder(
-            self.queue, table, self._keeper, self.notes, lambda: self._post(self._on_written)
-        )
+        self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
         self._receiver = Receiver(
             self.queue,
             table,
@@ -108,7 +113,7 @@ class Worker:
         self._drain_reason: str | None = None
         self._term_at_s: float | None = None
         self._kill_at_s: float | None = None
-        self._written = False
+        self._written, self._tell_others = False, on_written
         self._idle_since_s = 0.0
         self._error: BaseException | None = None
         """Why it has to stop, if something is wrong."""
@@ -209,6 +214,10 @@ class Worker:
     def _read_inbox(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
+
+    def _tell_written(self) -> None:
+        self._post(self._on_written)
+        self._tell_others()
 
     def _on_written(self) -> None:
         self._written = True

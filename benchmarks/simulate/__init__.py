@@ -1,0 +1,1 @@
+"""A discrete-event simulation of many workers on one queue, with the packing and splitting of mtask itself."""

@@ -1,0 +1,74 @@
+"""Who waits for a message in an SQLite file wakes when it is written to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mtask.testing.samples import a_message
+from mtask_sqlite import SqliteQueue, open_queue
+from mtask_sqlite.notify import Watch
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mtask.db"
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[SqliteQueue]:
+    with closing(open_queue(url)) as queue:
+        yield queue
+
+
+def soon(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Timer(0.1, action)
+    thread.start()
+    return thread
+
+
+def test_a_watch_ends_with_a_write_of_anybody(queue: SqliteQueue, url: str) -> None:
+    with closing(open_queue(url)) as other, closing(Watch(queue.database.path)) as watch:
+        assert watch.works
+        began_s = time.monotonic()
+        thread = soon(lambda: other.send([a_message(0)]))
+        watch.wait(60)
+        thread.join()
+        assert 0.05 < time.monotonic() - began_s < 30
+
+
+def test_a_watch_ends_in_time_without_one(queue: SqliteQueue) -> None:
+    with closing(Watch(queue.database.path)) as watch:
+        began_s = time.monotonic()
+        watch.wait(0.1)
+        assert 0.09 < time.monotonic() - began_s < 30
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_message_ends_the_wait(
+    queue: SqliteQueue, url: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not works:  # as on another system, or with too many watches
+        monkeypatch.setattr(Watch, "works", False)
+    with closing(open_queue(url)) as other:
+        began_s = time.monotonic()
+        thread = soon(lambda: other.send([a_message(0)]))
+        assert len(queue.receive(max_messages=1, lease_s=60, wait_s=60)) == 1
+        thread.join()
+        assert time.monotonic() - began_s < 30
+
+
+def test_a_delay_ends_the_wait_without_a_write(queue: SqliteQueue) -> None:
+    queue.send([a_message(0)], delay_s=0.2)
+    assert len(queue.receive(max_messages=1, lease_s=60, wait_s=60)) == 1
+
+
+def test_a_watch_of_what_isnt_there_says_so(tmp_path: Path) -> None:
+    watch = Watch(str(tmp_path / "none.db"))
+    assert not watch.works
+    watch.close()
