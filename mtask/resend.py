@@ -51,9 +51,7 @@ def retry(
     if bag.spec.serial:
         return sent + _retry_serial(queue, table, bag, list(wanted))
     for batch in _batches(_singles(bag, table.blocks(bag.name), wanted)):
-        if bag.spec.expires_s is not None:
-            expires_at = time.time() + bag.spec.expires_s
-            batch = [msgspec.structs.replace(message, expires_at=expires_at) for message in batch]
+        batch = _expiring(batch, _expires_at(bag))
         # First out of the table: were they sent first, a new failure could be taken for the old one.
         with table.transaction(queue):
             table.retract(bag.name, [message.first for message in batch])
@@ -75,21 +73,32 @@ def repair(queue: Queue, table: Table, bag: Bag) -> int:
     return sent
 
 
-def _send_missing(queue: Queue, table: Table, bag: Bag) -> int:
+def _send_missing(queue: Queue, table: Table, bag: Bag, *, expires_at: float | None = None) -> int:
     if bag.lanes:
         table.put_lanes(bag.lanes)  # they may have been taken from the list since
     sent = 0
     for batch in _batches(_without_row(table, bag)):
-        _send(queue, batch)
+        _send(queue, _expiring(batch, expires_at))
         sent += sum(message.count for message in batch)
     return sent
+
+
+def _expires_at(bag: Bag) -> float | None:
+    """Of tasks that are sent now with fresh attempts."""
+    return None if bag.spec.expires_s is None else time.time() + bag.spec.expires_s
+
+
+def _expiring(batch: list[Message], expires_at: float | None) -> list[Message]:
+    if expires_at is None:
+        return batch
+    return [msgspec.structs.replace(message, expires_at=expires_at) for message in batch]
 
 
 def _retry_serial(queue: Queue, table: Table, bag: Bag, indexes: list[int]) -> int:
     """Those of one key are sent one after the other: here the first of each only."""
     for start in range(0, len(indexes), BATCH):
         table.retract(bag.name, indexes[start : start + BATCH])
-    _send_missing(queue, table, bag)
+    _send_missing(queue, table, bag, expires_at=_expires_at(bag))
     table.update_bag(bag.name, state=BagState.SEALED)
     return len(indexes)
 

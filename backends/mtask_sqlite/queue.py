@@ -49,8 +49,8 @@ class SqliteQueue:
     """One lane of the queue in a database.
 
     A lease lasts until its time has come *and* somebody else has received the message: a late
-    `delete` or `release` still counts when nobody has, which saves running a task again and harms
-    no one. `extend` is strict.
+    `extend`, `delete` or `release` still counts when nobody has, which saves running a task again on
+    a machine too busy to extend in time, and harms no one.
     """
 
     limits = LIMITS
@@ -133,8 +133,8 @@ class SqliteQueue:
             for delivery in deliveries:
                 token: _Token = delivery.token
                 cursor = connection.execute(
-                    "UPDATE message SET visible_at = ?, token = ? WHERE id = ? AND token = ? AND visible_at > ?",
-                    (now + lease_s, lease, token.id, token.lease, now),
+                    "UPDATE message SET visible_at = ?, token = ? WHERE id = ? AND token = ?",
+                    (now + lease_s, lease, token.id, token.lease),
                 )
                 if cursor.rowcount:
                     extended = Delivery(

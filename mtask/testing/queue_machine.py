@@ -48,6 +48,8 @@ class QueueHarness(Protocol):
 
     late_settles: bool
     """Do `delete` and `release` count when the lease is over, but nobody else has the message?"""
+    tells_expired: bool
+    """Does `extend` know by then that it is over?"""
 
     def open(self) -> Queue:
         """Another client of the queue."""
@@ -110,8 +112,7 @@ class QueueMachine(RuleBasedStateMachine):
         copy = self.model.get(index_of(delivery))
         if copy is None or copy.holder is not delivery:
             return None
-        late = settling and self.harness.late_settles
-        return copy if late or copy.visible_at > self.now else None
+        return copy if settling or copy.visible_at > self.now else None
 
     @rule(client=CLIENTS, lane=LANES, count=st.integers(1, 4), delay_s=st.sampled_from([0, 0, 5, 50]))
     def send(self, client: int, lane: str, count: int, delay_s: float) -> None:
@@ -139,7 +140,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=deliveries, client=CLIENTS, delivery=deliveries, lease_s=SECONDS)
     def extend(self, client: int, delivery: Delivery, lease_s: float) -> MultipleResults[Delivery]:
-        copy = self.held_by(delivery)
+        copy = self.held_by(delivery, settling=not self.harness.tells_expired)
         queue = self.queues[client][self.lanes[index_of(delivery)]]
         extended, lost = queue.extend([delivery], lease_s=lease_s)
         if copy is None:
@@ -157,7 +158,7 @@ class QueueMachine(RuleBasedStateMachine):
         for queue, deliveries in self.by_lane(client, some):
             queue.delete(deliveries)
         for delivery in some:
-            if self.held_by(delivery, settling=True) is not None:
+            if self.held_by(delivery, settling=self.harness.late_settles) is not None:
                 del self.model[index_of(delivery)]
 
     @rule(client=CLIENTS, some=st.lists(deliveries, max_size=3), delay_s=st.sampled_from([0, 0, 5, 50]))
@@ -165,7 +166,7 @@ class QueueMachine(RuleBasedStateMachine):
         for queue, deliveries in self.by_lane(client, some):
             queue.release(deliveries, delay_s=delay_s)
         for delivery in some:
-            copy = self.held_by(delivery, settling=True)
+            copy = self.held_by(delivery, settling=self.harness.late_settles)
             if copy is not None:
                 copy.visible_at, copy.holder = self.now + delay_s, None
                 copy.deliveries -= not self.queues[client][copy.lane].limits.counts_releases

@@ -67,7 +67,7 @@ class Bags:
         return bag
 
     def refresh(self, in_use: Collection[str]) -> dict[str, int]:
-        """Read the bags again; returns, by uid, the generation of those that were cancelled or are gone.
+        """Read the bags again; returns, by uid, up to which generation they were cancelled or are gone.
 
         Forgets those not asked for lately, but not the uids `in_use`: their tasks may run for hours.
         """
@@ -82,6 +82,8 @@ class Bags:
                 over[bag.uid] = bag.generation
             if now.uid != bag.uid or now.state is BagState.CANCELLED:
                 over[bag.uid] = now.generation
+            elif now.generation:  # cancelled and taken up again, perhaps while nobody looked
+                over[bag.uid] = now.generation - 1
             with self._lock:
                 if bag.uid not in in_use and (now.uid != bag.uid or time.monotonic() - used_s > KEEP_S):
                     self._bags.pop(bag.uid, None)

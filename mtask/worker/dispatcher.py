@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 
 from mtask.queue import QueueLimits
-from mtask.requirements import DEFAULT_LANE
+from mtask.requirements import DEFAULT_LANE, Requirements
 from mtask.worker.held import Job
 from mtask.worker.options import Options
 from mtask.worker.receiver import Receiver, Wish
@@ -59,18 +59,42 @@ class Dispatcher:
             self.ready.popleft()
         behind = room_behind(self._message_s)
         while behind and self.ready:
-            slot = min(self._slots, key=lambda slot: len(slot.jobs))
-            if len(slot.jobs) > behind or not _may_wait_behind(self.ready[0], slot):
+            front = self._slot_behind(self.ready[0])
+            if front is None or len(front.jobs) > behind:
                 break
-            self.ready[0].share = slot.share
-            slot.start(self.ready.popleft())
+            self.ready[0].share = front.share
+            front.start(self.ready.popleft())
         wish = None
         # What is ready and doesn't fit is waited for: small tasks must not take its place for ever.
         if not self.ready and not self._recorder.full():
-            queued = sum(max(0, behind + 1 - max(1, len(slot.jobs))) for slot in self._slots)
+            queued = self._queued(behind) if behind else {}
             space = self._room.space()
             wish = Wish(space, queued) if space.slots or queued else None
         self._receiver.want(wish, self.rounds)
+
+    def _slot_behind(self, job: Job) -> Slot | None:
+        """Where it can wait: the one with the fewest of those that run the same kind."""
+        slot = min(self._slots, key=lambda slot: len(slot.jobs))
+        if _may_wait_behind(job, slot):
+            return slot
+        others = [slot for slot in self._slots if _may_wait_behind(job, slot)]
+        return min(others, key=lambda slot: len(slot.jobs), default=None)
+
+    def _queued(self, behind: int) -> Mapping[Requirements, int]:
+        """How many more messages may wait behind those that run, by what these need."""
+        found: defaultdict[Requirements, int] = defaultdict(int)
+        ordinary = 0  # counted apart, for this is on the fast path
+        for slot in self._slots:
+            jobs = slot.jobs
+            more = behind + 1 - max(1, len(jobs))
+            if more > 0:
+                lane = jobs[0].held.lane if jobs else DEFAULT_LANE
+                if not lane.name:
+                    ordinary += more
+                elif not lane.limited:
+                    found[lane.requires] += more
+        found[DEFAULT_LANE.requires] += ordinary
+        return found
 
     def _start(self, job: Job) -> bool:
         """In a slot that is free, with a share of the host; False: not just now."""
@@ -166,5 +190,5 @@ class Dispatcher:
 
 def _may_wait_behind(job: Job, slot: Slot) -> bool:
     """With the share of those before it."""
-    ordinary = job.held.lane == DEFAULT_LANE and slot.jobs and slot.jobs[0].held.lane == DEFAULT_LANE
-    return bool(ordinary) and slot.takes_behind(job)
+    limited = job.held.lane.limited or (bool(slot.jobs) and slot.jobs[0].held.lane.limited)
+    return not limited and slot.takes_behind(job)

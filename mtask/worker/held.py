@@ -26,6 +26,7 @@ class Held:
         "bag",
         "body",
         "delivery",
+        "ended_before",
         "expires_s",
         "lane",
         "lease_s",
@@ -50,6 +51,8 @@ class Held:
         self.unsettled = message.count
         self.lane = bag.lane(message.lane)
         """With what its tasks need."""
+        self.ended_before: bool | None = None
+        """Had its task a row, before its result was written? None: not looked at."""
         self.lost = False
         """The lease ran out: nothing may be recorded or deleted any more."""
         try:

@@ -47,10 +47,10 @@ class LeaseKeeper(Service):
         with self._wake:
             return list(self._held)
 
-    def count(self, lane: str) -> int:
-        """How many of them are of this lane."""
+    def count(self, uid: str) -> int:
+        """How many of them are of the limited bag with this uid."""
         with self._wake:
-            return sum(held.lane.name == lane for held in self._held)
+            return sum(held.lane.uid == uid for held in self._held)
 
     def stop(self) -> None:
         with self._wake:
@@ -91,6 +91,24 @@ class LeaseKeeper(Service):
         for held in gone:
             held.lost = True
             self._on_lost(held)
+
+    def confirm(self, held: Iterable[Held]) -> None:
+        """Have those extended that may be over, unseen while this process or its host stood still; marks the lost.
+
+        What a stale holder sends would be run beside what another one holds. No answer is no news.
+        """
+        now_s = time.monotonic()
+        doubtful = {each for each in held if now_s >= each.expires_s and not each.lost}
+        if not doubtful or not self._queue.limits.extends:
+            return
+        with self._extending:
+            for lease_s in {each.lease_s for each in doubtful}:
+                batch = [each for each in doubtful if each.lease_s == lease_s]
+                for lost in self._extend_batch(batch, lease_s):
+                    lost.lost = True
+                    with self._wake:
+                        self._held.discard(lost)
+                    self._on_lost(lost)
 
     def _extend_batch(self, batch: list[Held], lease_s: float) -> set[Held]:
         """Returns those whose lease is lost for good."""

@@ -49,7 +49,9 @@ class Pulse(Service):
             stopped = self._stopped
             try:
                 self._table.beat(self.status("stopped" if stopped else None))
-                if not stopped:
+                if stopped:
+                    self._worker.limits.leave()
+                else:
                     self._worker.limits.renew()
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))

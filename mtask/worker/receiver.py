@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from mtask.errors import BackendError, BagNotFoundError, MessageError, NewerMess
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
 from mtask.packing import check_rows, unfold
-from mtask.requirements import DEFAULT_LANE, Capabilities, Lane
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
 from mtask.table import Table
 from mtask.worker.bags import ELSEWHERE_S, Bags
 from mtask.worker.held import Held, Job
@@ -36,6 +36,8 @@ AFTER_YOU_S = 0.3
 """Who has given back what it can't run is slower to ask again than those that may be able to."""
 LANES_POLL_S = 1.0
 """With several lanes, so that none is waited at while there is something in another."""
+LOOK_S = 2.0
+"""Between two looks at how much is in the lanes whose limits are used up."""
 DEFAULT_LEASE_S = 60.0
 MOST_REASON = 500
 """Characters: a reason may quote the message."""
@@ -52,13 +54,14 @@ class Wish(NamedTuple):
     """What the slots can use."""
 
     space: Space
-    queued: int = 0
-    """Messages that may wait behind others, if their tasks need nothing special."""
+    queued: Mapping[Requirements, int] = {}
+    """Messages that may wait behind others, whose tasks need the same."""
 
     def messages(self, lane: Lane) -> int:
         """How many from this lane."""
         copies = self.space.copies(lane.requires)
-        return copies if lane.name else copies + self.queued
+        # What waits would count as running.
+        return copies if lane.limited else copies + self.queued.get(lane.requires, 0)
 
 
 class Receiver(Service):
@@ -92,6 +95,9 @@ class Receiver(Service):
         self._wish: Wish | None = None
         self._rounds = 0
         self._asking = False
+        self._looked_s = -LOOK_S
+        self.held_back = False
+        """Is there something in a lane that this worker serves, which only a limit keeps from starting?"""
         self._wake = threading.Condition()
         self._stopped = threading.Event()
 
@@ -141,8 +147,11 @@ class Receiver(Service):
                 with self._wake:
                     self._rounds += 1
                     self._wish = None
-                self._accept_all(deliveries, asked_s, lease_s)
-                self._limits.arrived(lane, len(deliveries))
+                started = self._accept_all(deliveries, asked_s, lease_s)
+                try:
+                    self._limits.arrived(lane, len(deliveries), started)
+                except BackendError as error:
+                    self._notes.trouble("table", error)
                 self._on_round()
 
     def _receive(self, wish: Wish, lease_s: float) -> tuple[Lane, float, list[Delivery]]:
@@ -154,12 +163,15 @@ class Receiver(Service):
         lanes = self._lanes.in_turn()
         if len(lanes) > 1:
             wait_s = min(wait_s, LANES_POLL_S)
-        waits = True
+        waits, refused = True, []
         for number, lane in enumerate(lanes):
             last = number == len(lanes) - 1
             want = wish.messages(lane) or self._lanes.room_to_make(lane)
-            if lane.limited:
+            if want and lane.limited:
                 want = self._limits.allow(lane, want)
+                if not want:
+                    refused.append(lane)
+                    wait_s = min(wait_s, self._limits.pause_s(lane))
             if not want:
                 continue
             waits = waits and not last
@@ -179,17 +191,31 @@ class Receiver(Service):
             self._lanes.answered(lane, len(deliveries))
             if deliveries:
                 return lane, asked_s, deliveries
+        self._look_for_held_back(refused)
         if waits:
-            self._stopped.wait(SHORT_POLL_S)
+            with self._wake:
+                self._wake.wait_for(
+                    lambda: self._stopped.is_set() or self._wish != wish, min(wait_s, SHORT_POLL_S)
+                )
         return DEFAULT_LANE, 0.0, []
 
-    def _accept_all(self, deliveries: list[Delivery], asked_s: float, lease_s: float) -> None:
-        """The table may be away just now: their leases are kept meanwhile, for a lease that runs out
-        would look like the death of a worker."""
-        waiting, pause_s = deque(deliveries), 0.1
+    def _look_for_held_back(self, refused: list[Lane]) -> None:
+        """Now and then; a lane that can't tell what is in it may have something."""
+        if refused and time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self.held_back = False
+        for lane in refused:
+            self._looked_s = time.monotonic()
+            with contextlib.suppress(BackendError):
+                self.held_back = self.held_back or self._queue.lane(lane.name).depth().ready != 0
+
+    def _accept_all(self, deliveries: list[Delivery], asked_s: float, lease_s: float) -> int:
+        """How many are to be run. The table may be away just now: their leases are kept meanwhile, for a lease
+        that runs out would look like the death of a worker."""
+        waiting, pause_s, started = deque(deliveries), 0.1, 0
         while waiting:
             try:
-                self._look_at(waiting[0], asked_s, lease_s)
+                started += self._look_at(waiting[0], asked_s, lease_s)
             except BackendError as problem:
                 self._notes.trouble("table", problem)
                 passing = isinstance(problem, UnavailableError)
@@ -200,7 +226,7 @@ class Receiver(Service):
             if self._stopped.wait(pause_s):
                 with contextlib.suppress(BackendError):
                     self._queue.release(list(waiting))
-                return
+                return started
             pause_s = min(2 * pause_s, 5.0, lease_s / 4)
             now_s = time.monotonic()
             if passing and self._queue.limits.extends and now_s >= asked_s + lease_s / 3:
@@ -208,12 +234,13 @@ class Receiver(Service):
                     waiting = self._extended(waiting, lease_s)
                     asked_s = now_s
             if now_s >= asked_s + lease_s:
-                return
+                break
+        return started
 
-    def _look_at(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
-        """Raises BackendError when the table is away."""
+    def _look_at(self, delivery: Delivery, asked_s: float, lease_s: float) -> bool:
+        """Is it to be run? Raises BackendError when the table is away."""
         try:
-            self._accept(delivery, asked_s, lease_s)
+            return self._accept(delivery, asked_s, lease_s)
         except MessageError as error:
             if isinstance(error, NewerMessageError) and self._is_awaited(delivery.body):
                 self._notes.once(f"given back to other workers: {error}")
@@ -221,6 +248,7 @@ class Receiver(Service):
                 self._stopped.wait(AFTER_YOU_S)
             else:
                 self._set_aside(delivery, str(error))
+            return False
 
     def _is_awaited(self, body: bytes) -> bool:
         """Does it belong to a bag that isn't over, whatever else it says?"""
@@ -238,7 +266,7 @@ class Receiver(Service):
         new = {id(old): delivery for old, delivery in extension.extended}
         return deque(new[id(delivery)] for delivery in waiting if id(delivery) in new)
 
-    def _accept(self, delivery: Delivery, asked_s: float, lease_s: float) -> None:
+    def _accept(self, delivery: Delivery, asked_s: float, lease_s: float) -> bool:
         """Raises MessageError for a message to be set aside, BackendError when the table is away."""
         message, body = Message.decode(delivery.body), delivery.body
         bag = self._bags.of(message)
@@ -264,8 +292,10 @@ class Receiver(Service):
             # The first message of a bag comes with another bag's lease: corrected at the next extension.
             self._next_lease_s = held.lease_s = wanted_s
             held.renewed_s = 0.0
-        if self._fit_to_run(held, bag):
+        fit = self._fit_to_run(held, bag)
+        if fit:
             self._on_job(Job(held, 0, message.count))
+        return fit
 
     def _fit_to_run(self, held: Held, bag: Bag) -> bool:
         message = held.message

@@ -173,7 +173,10 @@ class Recorder(Service):
     def _write_patiently(self, batch: list[Item]) -> None:
         """Until all is written. Raises UnavailableError after `give_up_at`."""
         pause_s = 0.1
-        while batch := [item for item in batch if not item.held.lost]:
+        while batch:
+            self._keeper.confirm({item.held for item in batch})
+            if not (batch := [item for item in batch if not item.held.lost]):
+                return
             try:
                 self._write(batch)
                 break
@@ -192,8 +195,6 @@ class Recorder(Service):
             batch = [_checking(item) for item in batch]
             self._hurry.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        else:
-            return  # what was left belonged to lost leases
         self._notes.well("table or queue")
 
     def _write_singly(self, batch: list[Item]) -> list[Item]:
@@ -223,6 +224,7 @@ class Recorder(Service):
         self._keeper.forget(mine)
         try:
             with self._table.transaction(self._queue):
+                self._look_who_was_first(batch)
                 self._write_rows(batch)
                 self._send([*batch, *self._followers(batch)])
                 if over:
@@ -246,18 +248,31 @@ class Recorder(Service):
         if dead:
             self._table.set_aside(dead)
 
+    def _look_who_was_first(self, batch: list[Item]) -> None:
+        """Of a task that was sent twice, only the first to end sends the next one: else all that come after
+        it would run twice, too. Asked before the row is written, for the first time that this is tried."""
+        for item in batch:
+            held = item.held
+            if item.results and held.message.then is not None and held.ended_before is None:
+                held.ended_before = bool(self._table.recorded(held.bag.name, [held.message.first]))
+
     def _followers(self, batch: list[Item]) -> list[Item]:
         """What may be sent now that the task before it has ended (`Spec.serial`)."""
         found = []
         for item in batch:
             held = item.held
-            if item.over and held.message.then is not None:
+            if item.over and held.message.then is not None and not held.ended_before:
                 try:
                     block = self._table.block(held.bag.name, held.message.then)
-                except KeyError:
+                    bag = self._table.bag(held.bag.name)
+                except (KeyError, BagNotFoundError):
                     continue  # no submit came that far; `repair` sends what is left
-                message = Message.of(held.bag, block, check=True)
-                message = msgspec.structs.replace(message, generation=held.message.generation)
+                if bag.uid != held.bag.uid:
+                    continue  # another one has its name now
+                # In the present generation: its own one may have been cancelled and taken up again meanwhile.
+                message = msgspec.structs.replace(
+                    Message.of(bag, block, check=True), expires_at=held.message.expires_at
+                )
                 found.append(Item(held=held, sends=[(0.0, message)]))
         return found
 

@@ -32,7 +32,11 @@ class ServedLanes:
         """In which order to look into them."""
         if time.monotonic() - self._read_s >= READ_S:
             self._read()
-        return self._turns.order(self._lanes) if len(self._lanes) > 1 else self._lanes
+        if len(self._lanes) == 1:
+            return self._lanes
+        lanes, latest = self._turns.order(self._lanes), self._turns.latest
+        # It is the last that is waited at: there the next message is likely.
+        return lanes if latest not in lanes or latest == lanes[-1] else [*lanes, latest]
 
     def _read(self) -> None:
         try:

@@ -186,7 +186,8 @@ class Worker:
             else:
                 self._dispatcher.dispatch()
             now = time.monotonic()
-            if busy or self._dispatcher.ready or self.notes.troubled("queue"):  # which may be full
+            waiting = self._dispatcher.ready or self._receiver.held_back
+            if busy or waiting or self.notes.troubled("queue"):  # which may be full
                 self._idle_since_s = now
             if now >= next_tick_s or self._written:
                 next_tick_s = now + TICK_S

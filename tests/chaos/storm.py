@@ -32,7 +32,8 @@ MOST_DEATHS = 8
 SETTLE_S = 2.0
 """After a worker woke up, or the queue came back: until everyone knows what was lost meanwhile."""
 COMMAND = """
-echo "$x $$ $PPID $(date +%s.%N)" >> "$folder/log"
+worker=${MTASK_WORKER%-*}
+echo "$x $$ ${worker##*-} $(date +%s.%N)" >> "$folder/log"
 if [ "$kind" = poison ]; then kill -9 $PPID; fi
 sleep "$seconds"
 [ "$kind" = plain ]
@@ -315,7 +316,10 @@ class Storm:
         return found
 
     def _explained(self, first: Run, second: Run) -> bool:
-        """Was the worker of the first hit before the second began, or had the second's slept meanwhile?"""
+        """Was the worker of the first hit before the second began, or had the second's slept meanwhile?
+
+        A queue out of reach counts for all workers: whose lease runs out meanwhile stops too late.
+        """
         workers = {self._worker(first), self._worker(second)}
         return any(
             fault.begin_s <= second.at_s and fault.end_s + SETTLE_S >= first.at_s

@@ -113,6 +113,28 @@ def test_no_more_run_at_a_time_than_the_bag_allows(site: Site, workers: int) -> 
     assert most_at_a_time(runs(site, bag)) == 3
 
 
+def test_no_more_run_at_a_time_also_of_a_bag_whose_tasks_need_different_things(site: Site) -> None:
+    rows = [{"x": x, "seconds": 0.2, "cpus": (0.5, 0.75, 1)[x % 3]} for x in range(18)]
+    bag = submit(site, "bag", rows, max_running=2)
+    site.start_worker("-j", "6")
+    wait_for(bag.finished, "the bag is finished", timeout_s=40)
+    done(bag)
+    assert most_at_a_time(runs(site, bag)) == 2
+
+
+def test_a_repair_in_the_middle_of_a_chain_runs_only_what_is_under_way_twice(site: Site) -> None:
+    bag = submit(site, "bag", count(20, who="a", seconds=0.1), serial="who")
+    for _ in range(2):
+        site.start_worker("-j", "1")
+    wait_for(lambda: bag.counts().done > 3, "it is in the middle")
+    for _ in range(2):
+        assert bag.repair() <= 1
+    wait_for(bag.finished, "the bag is finished", timeout_s=40)
+    wait_for(lambda: site.manager.queue.depth() == (0, 0, 0), "what was sent twice has ended, too")
+    done(bag)
+    assert len(runs(site, bag)) <= 20 + 2
+
+
 def test_the_share_of_a_dead_worker_is_free_again(site: Site) -> None:
     bag = submit(site, "bag", count(2), call="wait", max_running=1, lease_s=1.0)
     first = site.start_worker("-j", "2")

@@ -71,7 +71,7 @@ class SqliteFixtures:
 
 
 class TestQueue(SqliteFixtures, QueueContract):
-    pass
+    tells_expired = False
 
 
 class TestTable(SqliteFixtures, TableContract):
@@ -81,7 +81,7 @@ class TestTable(SqliteFixtures, TableContract):
 class Harness:
     """A new file; each client's Database is its own, as if in another process."""
 
-    late_settles = True
+    late_settles, tells_expired = True, False
 
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory()

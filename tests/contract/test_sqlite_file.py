@@ -155,7 +155,9 @@ def test_a_kill_amid_writing(url: str, path: str, table: SqliteTable) -> None:
         for _ in range(5 + turn):
             committed.add(int(process.stdout.readline()))
         process.kill()
-        committed.update(int(line) for line in process.communicate()[0].splitlines())
+        # Not `communicate`, which would pass over what `readline` has read in advance.
+        committed.update(map(int, process.stdout.read().split()))
+        process.communicate()
         assert process.returncode == -signal.SIGKILL
         number = max(committed) + 2  # the one after the last may have been committed, too
     with closing(open_queue(url)) as queue:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
@@ -177,3 +179,19 @@ def test_an_open_bag_is_not_retried(command):
         code, _, err = command(verb, "b")
         assert code == 2
         assert "submit" in err
+
+
+def test_tasks_of_a_key_that_expired_have_their_time_anew(command):
+    command.write("m.py", "def f(x: int):\n    return x\n")
+    command.write("t.csv", "x,who\n" + "".join(f"{x},a\n" for x in range(3)))
+    command("submit", "t.csv", "--call", "m:f", "--bag", "b", "--serial", "who", "--expires", "0.1s")
+    time.sleep(0.15)
+    command("worker", "--idle-exit", "0.5")
+    with mtask.connect() as mt:
+        assert mt.bag("b").counts().expired == 3
+        assert mt.bag("b").retry() == 3
+        (message,) = messages(mt)
+        assert message.expires_at > time.time() - 5
+        mt.queue.send([msgspec.structs.replace(message, expires_at=time.time() + 60)])
+    command("worker", "--idle-exit", "0.5")
+    assert (counts().done, counts().expired) == (3, 0)

@@ -20,7 +20,7 @@ from mtask.requirements import (
     size_text,
 )
 from mtask.worker.room import Room, Share
-from mtask.worker.turns import LOWER_FIRST, PATIENCE_S, Turns
+from mtask.worker.turns import LOWER_FIRST, PATIENCE_S, STAY_S, Turns
 
 TAGS = st.sets(st.sampled_from(["blast", "eu", "spot", "big"])).map(tuple)
 NEEDS = st.builds(
@@ -179,13 +179,43 @@ def test_higher_priorities_come_first_and_lower_ones_get_their_share() -> None:
     assert found[0] + found[-1] == pytest.approx(1000 / LOWER_FIRST, abs=2)
 
 
+def test_the_lowest_get_their_share_beside_the_middle_when_nothing_is_above_them() -> None:
+    turns, found = Turns(), Counter[int]()
+    for _ in range(1000):
+        for lane in turns.order([LOW, DEFAULT_LANE, HIGH]):
+            if lane != HIGH:
+                turns.received(lane, 1)
+                found[lane.priority] += 1
+                break
+            turns.empty(lane)
+    assert found[-1] == pytest.approx(1000 / LOWER_FIRST, abs=2)
+
+
 def test_lanes_of_one_priority_take_turns() -> None:
     lanes = [Lane.of(0, Requirements(cpus=cpus)) for cpus in (1, 2, 3)]
-    turns = Turns()
+    now_s = 0.0
+    turns = Turns(lambda: now_s)
     for _ in range(5):
         first = turns.order(lanes)[0]
         turns.received(first, 7)
+        now_s += STAY_S
         assert turns.order(lanes)[-1] == first
+
+
+def test_a_lane_keeps_its_turn_for_a_while_before_one_whose_tasks_need_something_else() -> None:
+    """But not before those of a higher priority, nor longer because there is always something in it."""
+    lanes = [Lane.of(0, Requirements(cpus=cpus)) for cpus in (1, 2, 3)]
+    same = Lane.of(0, lanes[1].requires, uid="a", rate=5)
+    now_s = 0.0
+    turns = Turns(lambda: now_s)
+    turns.received(lanes[1], 1)
+    for _ in range(3):
+        assert turns.order([*lanes, HIGH])[:2] == [HIGH, lanes[1]]
+        assert turns.order([*lanes, same])[:2] == [same, lanes[1]], "which need the same: in turn"
+        turns.received(lanes[1], 1)
+        now_s += STAY_S / 3 - 0.01
+    now_s = STAY_S
+    assert turns.order(lanes)[-1] == lanes[1]
 
 
 def test_for_a_lane_that_is_passed_over_for_long_room_is_made() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from mtask.manager import connect
 from mtask.model import NO_ROWS, BagState, Delivery, Failure, Message, Reason, Result, State
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
 from mtask.worker.bags import Bags
 from mtask.worker.held import Job
 from mtask.worker.leases import LeaseKeeper
@@ -21,6 +22,7 @@ from mtask.worker.notes import Notes
 from mtask.worker.receiver import Receiver, Wish
 from mtask.worker.recorder import Recorder
 from mtask.worker.room import Space
+from mtask.worker.served import ServedLanes
 from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
 
 
@@ -637,3 +639,70 @@ def test_a_bag_in_use_is_asked_after_however_long_its_task_runs(
     assert bench.bags.refresh({bag.uid}) == {bag.uid: bag.generation}
     assert bench.bags.refresh(set()) == {bag.uid: bag.generation}
     assert bench.bags.refresh(set()) == {}, "nobody uses it any more"
+
+
+def test_a_bag_that_was_taken_up_again_unseen_is_over_for_what_was_sent_before(bench: Bench) -> None:
+    bag = bench.place.put_bag([[0]])
+    bench.bags.of(Message.of(bag, bench.place.block([[0]])))
+    bench.place.table.update_bag("bag", state=BagState.CANCELLED)
+    bench.place.table.update_bag("bag", state=BagState.RESENDING, generation=1)
+    assert bench.bags.refresh({bag.uid}) == {bag.uid: 0}
+
+
+# -- lanes and limits -------------------------------------------------------------------------------
+
+
+def test_what_may_wait_behind_others_needs_the_same_and_has_no_limit() -> None:
+    big = Requirements(cpus=2)
+    wish = Wish(Space(slots=2, cpus=1, memory_bytes=0, gpus=0), {big: 5})
+    assert wish.messages(Lane.of(0, big)) == wish.messages(Lane.of(1, big)) == 5
+    assert wish.messages(Lane.of(0, big, uid="a", max_running=9)) == 0
+    assert wish.messages(DEFAULT_LANE) == 1
+
+
+def test_a_table_that_is_away_when_a_limit_is_to_be_told_ends_no_worker(bench: Bench) -> None:
+    bench.place.submit("double", [{"x": 1}], max_running=3)
+    swaps = iter([True])
+
+    def swap(method: Any, *args: Any) -> Any:
+        return method(*args) if next(swaps, False) else unavailable()
+
+    bench.table.faults["swap"] = swap
+    bench.start()
+    bench.receive(3)
+    assert len(bench.jobs) == 1
+    assert len(bench.table.called("swap")) == 2
+
+
+def test_where_a_limit_says_no_the_other_lanes_are_not_waited_at_for_long(bench: Bench) -> None:
+    bench.place.submit("double", [{"x": x} for x in range(10)], rate=10, priority=1)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, wait_s=20.0)
+    bench.start()
+    began_s = time.monotonic()
+    while len(bench.jobs) < 8:
+        bench.receive()
+    assert time.monotonic() - began_s < 2
+
+
+def test_what_is_not_run_uses_nothing_of_a_rate(bench: Bench) -> None:
+    bag = bench.place.submit("double", [{"x": x} for x in range(5)], rate=1)
+    bag.cancel()
+    bag.retry()  # those of before are in the queue, too
+    bench.start()
+    began_s = time.monotonic()
+    while len(bench.jobs) < 3:
+        bench.receive()
+    assert time.monotonic() - began_s < 4
+
+
+def test_the_lane_that_had_something_last_is_the_one_to_be_waited_at(place: Place) -> None:
+    lanes = [Lane.of(priority, Requirements(cpus=cpus)) for priority in (0, 1) for cpus in (0.2, 0.3, 0.4)]
+    place.table.put_lanes(lanes)
+    served = ServedLanes(place.table, Capabilities(), Notes())
+    for lane in lanes:
+        served.in_turn()
+        served.answered(lane, 1)
+        for each in served.in_turn():
+            served.answered(each, 0)
+        assert served.in_turn()[-1] == lane
+        assert set(served.in_turn()) == {DEFAULT_LANE, *lanes}

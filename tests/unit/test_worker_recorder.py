@@ -41,10 +41,13 @@ class Bench:
         self.keeper.start()
         self.recorder.start()
 
-    def finish(self) -> None:
+    def finish_recorder(self) -> None:
         self.recorder.stop()
         self.recorder.join(20)
         assert not self.recorder.is_alive()
+
+    def finish(self) -> None:
+        self.finish_recorder()
         self.keeper.stop()
         self.keeper.join(20)
 
@@ -206,6 +209,23 @@ def test_nothing_is_written_for_a_lost_lease(bench: Bench) -> None:
     bench.finish()
     assert bench.states() == {}
     assert bench.queue.called("send") == bench.queue.called("delete") == []
+
+
+def test_who_stood_still_for_longer_than_its_lease_sends_nothing_on(bench: Bench) -> None:
+    """Before its LeaseKeeper has found out: somebody else holds the message, and would run the tasks, too."""
+    bag = bench.place.put_bag([[0], [1], [2]])
+    bench.place.queue.send([Message.of(bag, bench.place.table.block("bag", 0))])
+    held = bench.receive(bag, lease_s=0.5)
+    wait_until(lambda: time.monotonic() >= held.expires_s)
+    (other,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=10)
+    bench.recorder.hand_on(held, [held.part(1, 3)])
+    bench.recorder.final(held, done(0))
+    bench.recorder.start()  # and not the keeper
+    bench.finish_recorder()
+    assert (bench.lost, held.lost) == ([held], True)
+    assert bench.states() == {}
+    assert bench.place.queue.depth() == (0, 1, 0), "what the other one holds"
+    assert other.deliveries == 2
 
 
 def test_a_lease_that_is_lost_while_its_results_wait_ends_the_wait_for_them_only(bench: Bench) -> None:
@@ -420,3 +440,47 @@ def test_an_error_that_nobody_foresaw_is_told(bench: Bench) -> None:
     assert bench.keeper.held() == [held]
     bench.keeper.stop()
     bench.keeper.join()
+
+
+# -- one after the other ----------------------------------------------------------------------------
+
+
+def chained(bench: Bench) -> tuple[Bag, Held]:
+    """The first of two tasks of a key."""
+    bag = bench.place.put_bag([[0]], serial="x", expires_s=60.0)
+    bench.place.table.update_bag("bag", total=2)
+    second = msgspec.structs.replace(bench.place.block([[1]], first=1, number=1))
+    bench.place.table.put_blocks([second])
+    first = msgspec.structs.replace(bench.place.block([[0]]), then=1)
+    bag = bench.place.table.bag("bag")
+    bench.place.queue.send([msgspec.structs.replace(Message.of(bag, first), expires_at=5e9)])
+    return bag, bench.receive(bag)
+
+
+def test_whoever_ends_a_task_sends_the_next_of_its_key_also_after_a_fault(bench: Bench) -> None:
+    _, held = chained(bench)
+    bench.queue.faults["send"] = failing(1)  # the row is there by then
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    bench.finish()
+    (message,) = bench.messages()
+    assert (message.first, message.check, message.expires_at) == (1, True, 5e9)
+
+
+def test_of_a_task_that_was_sent_twice_only_the_first_to_end_sends_the_next(bench: Bench) -> None:
+    _, held = chained(bench)
+    bench.place.table.record(done(0))
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    bench.finish()
+    assert bench.messages() == []
+
+
+def test_the_next_of_a_key_is_of_the_generation_that_the_bag_has_by_now(bench: Bench) -> None:
+    """Else it would be void, and the first of the new generation ends too late to send it."""
+    _, held = chained(bench)
+    bench.place.table.update_bag("bag", generation=3)
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    bench.finish()
+    assert [message.generation for message in bench.messages()] == [3]

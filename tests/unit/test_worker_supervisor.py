@@ -529,3 +529,35 @@ def test_a_worker_that_receives_what_needs_not_be_run_is_not_idle(
     with watchdog():
         place.worker(idle_exit_s=0.25).run()
     assert bag.counts().left == 0
+
+
+# -- lanes and limits -------------------------------------------------------------------------------
+
+
+def test_a_worker_is_not_idle_while_a_limit_holds_its_tasks_back(place: Place) -> None:
+    bag = place.submit("double", [{"x": x} for x in range(3)], rate=1.0)
+    place.submit("double", [{"x": 1}], bag="other", rate=1.0, gpus=1)  # which it can't serve
+    with watchdog():
+        place.worker(idle_exit_s=0.4, gpus=()).run()
+    assert bag.counts().left == 0
+
+
+def test_a_worker_that_stops_leaves_no_share_behind(place: Place, gate: Path) -> None:
+    rows = [{"x": x, "path": str(gate)} for x in range(2)]
+    bag = place.submit("wait_for", rows, max_running=1)
+    with place.working() as worker:
+        wait_until(lambda: list(gate.parent.glob("gate.*")))
+        worker.drain(grace_s=10)
+        gate.touch()
+        wait_until(lambda: bag.counts().done)
+    began_s = time.monotonic()
+    place.work(bag)
+    assert time.monotonic() - began_s < 5
+
+
+def test_quick_tasks_that_need_something_are_nearly_as_quick_as_others(place: Place) -> None:
+    """They wait behind each other, too."""
+    bag = place.submit("sleep", [{"x": 0.01}] * 200, cpus=2, per_message=1)
+    began_s = time.monotonic()
+    place.work(bag, slots=4)
+    assert time.monotonic() - began_s < 5
