@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-__all__ = ["CLOUDS", "ENVELOPE_BYTES", "Cloud", "Count"]
+__all__ = ["CLOUDS", "ENVELOPE_BYTES", "Cloud", "Count", "Meter"]
 
 ENVELOPE_BYTES = 200
 """A message without its rows: names of bag and columns, first index and count."""
@@ -97,7 +97,7 @@ class Cloud:
         return (count.rows * self.rows + count.reads * self.reads) / MILLION
 
 
-_FLUSH_S = 0.1
+_FLUSH_S = 0.02
 
 CLOUDS = {
     cloud.name: cloud

@@ -27,4 +27,6 @@ def task_times(text: str, tasks: int, seed: int) -> Seconds:
             return random.lognormal(math.log(mean) - sigma**2 / 2, sigma, tasks)
         case "pareto", [mean, alpha] if alpha > 1:
             return (random.pareto(alpha, tasks) + 1) * (mean * (alpha - 1) / alpha)
-    raise ValueError(f"{text!r} is not constant:S, uniform:LOW:HIGH, lognormal:MEAN:SIGMA or pareto:MEAN:ALPHA")
+    raise ValueError(
+        f"{text!r} is not constant:S, uniform:LOW:HIGH, lognormal:MEAN:SIGMA or pareto:MEAN:ALPHA"
+    )
