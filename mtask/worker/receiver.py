@@ -212,16 +212,18 @@ class Receiver(Service):
     def _accept_all(self, deliveries: list[Delivery], asked_s: float, lease_s: float) -> int:
         """How many are to be run. The table may be away just now: their leases are kept meanwhile, for a lease
         that runs out would look like the death of a worker."""
-        waiting, pause_s, started = deque(deliveries), 0.1, 0
+        waiting, pause_s, started, failed = deque(deliveries), 0.1, 0, False
         while waiting:
             try:
                 started += self._look_at(waiting[0], asked_s, lease_s)
             except BackendError as problem:
                 self._notes.trouble("table", problem)
-                passing = isinstance(problem, UnavailableError)
+                passing, failed = isinstance(problem, UnavailableError), True
             else:
                 waiting.popleft()
-                self._notes.well("table")
+                if failed:  # else the table may not have been asked at all
+                    self._notes.well("table")
+                failed = False
                 continue
             if self._stopped.wait(pause_s):
                 with contextlib.suppress(BackendError):

@@ -318,9 +318,12 @@ class Storm:
     def _explained(self, first: Run, second: Run) -> bool:
         """Was the worker of the first hit before the second began, or had the second's slept meanwhile?
 
-        A queue out of reach counts for all workers: whose lease runs out meanwhile stops too late.
+        A queue out of reach counts for all workers: whose lease runs out meanwhile stops too late. So does
+        a worker that says itself that it lost a lease: on a machine this busy it may be late with its extension.
         """
         workers = {self._worker(first), self._worker(second)}
+        if any(worker is not None and "lease was lost" in worker.said() for worker in workers):
+            return True
         return any(
             fault.begin_s <= second.at_s and fault.end_s + SETTLE_S >= first.at_s
             for fault in self.faults

@@ -57,12 +57,24 @@ class Faulty:
 
 
 QUEUE = ("send", "receive", "extend", "delete", "release")
-TABLE = ("bag", "block", "record", "recorded", "keep_attempts", "set_aside", "beat", "counts")
+TABLE = (
+    "bag",
+    "block",
+    "record",
+    "recorded",
+    "keep_attempts",
+    "set_aside",
+    "beat",
+    "counts",
+    "lanes",
+    "shared",
+    "swap",
+)
 
 
 @pytest.mark.parametrize("which", ["table", "queue", "both"])
 def test_an_outage_in_the_middle_loses_nothing(tmp_path: Path, which: str) -> None:
-    """For two seconds, which is longer than the lease, nothing can be written or received."""
+    """For four seconds, which is longer than the lease, nothing can be written or received."""
     log, said = tmp_path / "log", list[str]()
     with connect(f"sqlite:///{tmp_path}/queue.db", f"sqlite:///{tmp_path}/table.db") as manager:
         queue, table = Faulty(manager.queue, *QUEUE), Faulty(manager.table, *TABLE)
@@ -77,7 +89,7 @@ def test_an_outage_in_the_middle_loses_nothing(tmp_path: Path, which: str) -> No
             for each in faulty:
                 each.away.set()
             before = bag.counts().done
-            time.sleep(2)
+            time.sleep(4)
             if which != "queue":
                 assert bag.counts().done <= before + 50, "what was being written when it went away"
             assert 0 < sum(each.refused for each in faulty) < 200, "it doesn't hammer"
@@ -94,7 +106,8 @@ def test_an_outage_in_the_middle_loses_nothing(tmp_path: Path, which: str) -> No
         if which == "table":
             assert max(ran.values()) == 1, "the leases were kept meanwhile"
         wait_for(lambda: manager.queue.depth() == (0, 0, 0), "the queue is empty")
-    assert sum("doesn't answer" in text for text in said) <= 3, "once, not a thousand times"
+    # The table, the queue, and what is written to both: each once, not a thousand times.
+    assert len(said) == len({text.split(" after ")[0] for text in said}), said
 
 
 def test_a_full_disk_in_the_middle_loses_nothing(site: Site) -> None:
