@@ -71,7 +71,7 @@ def test_another_worker_finds_what_a_drained_one_has_saved_at_a_url(
     begun, store = site.folder / "begun", site.folder / "store"
     bag = site.manager.submit([{"x": 7, "begun": str(begun)}], bag="bag", retries=0, **what)
     place = ("--checkpoints", f"file://{store}{slash}", "-j", "1")
-    first = site.start_worker(*place, "--grace", "0.5")
+    first = site.start_worker(*place, "--grace", "3")  # SIGTERM after 1 s
     wait_for(begun.exists, "the task runs")
     first.terminate()
     assert first.exit_code() == 0

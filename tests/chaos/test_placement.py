@@ -211,7 +211,7 @@ def test_a_worker_without_the_function_leaves_it_to_those_that_have_it(site: Sit
     assert "brandnew" in status_of(site.manager.table, bag).unserved[0]
     site.env = env | {"PYTHONPATH": str(tmp_path / "new")}
     site.start_worker("-j", "1")
-    wait_for(bag.finished, "who has it runs it", timeout_s=30)
+    wait_for(bag.finished, "who has it runs it", timeout_s=60)
     assert {(result.state, result.attempt) for result in check(bag)} == {(State.DONE, 1)}
     assert old.said().count("given back") == 1
 
