@@ -27,6 +27,7 @@ from tests.chaos.harness import Site, WorkerProcess
 HERE = Path(__file__).parent
 LEASE_S = 3.0
 RETRIES = 1
+PER_MESSAGE = 5
 MOST_DEATHS = 8
 """So many random kills in a row hit hardly any innocent task."""
 SETTLE_S = 2.0
@@ -108,7 +109,7 @@ class Storm:
             rows = list(self._rows(count, str(self.site.folder / name)))
             what = {"call": call} if name == "functions" else {"shell": COMMAND}
             options = {"lease_s": LEASE_S, "retries": RETRIES, "max_deliveries": MOST_DEATHS}
-            bags.append(self.site.manager.submit(rows, bag=name, per_message=5, **options, **what))
+            bags.append(self.site.manager.submit(rows, bag=name, per_message=PER_MESSAGE, **options, **what))
             kinds[name] = [str(row["kind"]) for row in rows]
         return bags, kinds
 
@@ -308,27 +309,32 @@ class Storm:
         if missing := set(range(len(self.kinds[bag.name]))) - set(self.runs(bag)):
             found.append(f"{bag.name}: never run: {sorted(missing)[:10]}")
         if not self.plan.rates:
+            blocks = defaultdict(list)
+            for index, runs in self.runs(bag).items():
+                blocks[index // PER_MESSAGE] += runs
             found += [
                 f"{bag.name}: run twice without a reason: {first}, {second}"
                 for first, second in self.twice(bag)
-                if not self._explained(first, second)
+                if not self._explained(first, second, blocks[first.index // PER_MESSAGE])
             ]
         return found
 
-    def _explained(self, first: Run, second: Run) -> bool:
-        """Was the worker of the first hit before the second began, or had the second's slept meanwhile?
+    def _explained(self, first: Run, second: Run, block: list[Run]) -> bool:
+        """Was a worker that ran tasks of this block hit before the second run began, or had one slept meanwhile?
 
-        A queue out of reach counts for all workers: whose lease runs out meanwhile stops too late. So does
-        a worker that says itself that it lost a lease: on a machine this busy it may be late with its extension.
+        One that dies with a message leaves twins: what it has sent of it in pieces, and the message itself. A queue out
+        of reach counts for all workers: whose lease runs out meanwhile stops too late. So does a worker that says
+        itself that it lost a lease: on a machine this busy it may be late with its extension.
         """
-        workers = {self._worker(first), self._worker(second)}
-        if any(worker is not None and "lease was lost" in worker.said() for worker in workers):
-            return True
-        return any(
-            fault.begin_s <= second.at_s and fault.end_s + SETTLE_S >= first.at_s
-            for fault in self.faults
-            if fault.worker in workers or fault.kind == "queue_outage"
-        )
+        for run in [first, second, *block]:
+            worker = self._worker(run)
+            if worker is not None and "lease was lost" in worker.said():
+                return True
+            for fault in self.faults:
+                hit = fault.worker is worker or fault.kind == "queue_outage"
+                if hit and fault.begin_s <= second.at_s and fault.end_s + SETTLE_S >= run.at_s:
+                    return True
+        return False
 
     def _worker(self, run: Run) -> WorkerProcess | None:
         known = [w for w in self.site.workers if w.pid == run.worker and w.started_at <= run.at_s]
