@@ -291,6 +291,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     finished_at: float | None = None
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    """Of a function that took less than a millisecond: its wall time."""
     peak_bytes: int = 0
     """Largest resident set of the process that ran it."""
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
 
@@ -65,9 +66,11 @@ class Table(Protocol):
 
     # -- results ------------------------------------------------------------------------------------
 
-    def record(self, results: Sequence[Result]) -> None:
+    def record(self, results: Sequence[Result | Portion]) -> None:
         """Store rows, one a task: a failure never replaces a `done` row, a `done` row is never
-        replaced at all, and anything else is replaced by what comes later."""
+        replaced at all, and anything else is replaced by what comes later.
+
+        A portion stands for the rows of all its tasks; see `mtask.portion.expanded`."""
         ...
 
     def recorded(self, bag: str, indexes: Collection[int]) -> set[int]:

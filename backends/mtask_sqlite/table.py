@@ -6,18 +6,20 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import msgspec
 
 from mtask.errors import BackendError, BagExistsError, BagNotFoundError
 from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.portion import Portion, line_of, prefix_of
 from mtask.queue import Queue
 from mtask.requirements import Lane
 from mtask_sqlite import rows as rows_
 from mtask_sqlite.database import Database
 from mtask_sqlite.queue import SqliteQueue
-from mtask_sqlite.rows import MAX_INDEX, batches, body_of, checked, encode, prefix_of
+from mtask_sqlite.rows import MAX_INDEX, batches, checked, encode
 from mtask_sqlite.schema import INDEX_BITS
 
 __all__ = ["SqliteTable"]
@@ -130,15 +132,18 @@ class SqliteTable:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def record(self, results: Sequence[Result]) -> None:
-        names = {result.bag for result in results}
-        if not names:
+    def record(self, results: Sequence[Result | Portion]) -> None:
+        if not results:
             return
-        groups = [results] if len(names) == 1 else [[r for r in results if r.bag == name] for name in names]
-        prepared = [(base := self._base(group[0].bag), rows_.rows_of(group, base)) for group in groups]
         with self._open().write() as connection:
-            for base, rows in prepared:
-                rows_.put(connection, base, rows)
+            for name, group in groupby(results, _bag_of_single):
+                if name is not None:
+                    of_bag, base = [each for each in group if isinstance(each, Result)], self._base(name)
+                    rows_.put(connection, base, rows_.rows_of(of_bag, base))
+                    continue
+                for each in group:
+                    assert isinstance(each, Portion)
+                    rows_.put_portion(connection, self._base(each.bag), each)
 
     def recorded(self, bag: str, indexes: Collection[int]) -> set[int]:
         base = self._find(bag)
@@ -203,7 +208,7 @@ class SqliteTable:
 
     def keep_attempts(self, results: Sequence[Result]) -> None:
         bases = {name: self._base(name) for name in {result.bag for result in results}}
-        rows = [(bases[r.bag] + checked(r.index), r.attempt, body_of(r)) for r in results]
+        rows = [(bases[r.bag] + checked(r.index), r.attempt, line_of(r)) for r in results]
         with self._open().write() as connection:
             connection.executemany(_KEEP, rows)
 
@@ -354,6 +359,10 @@ class SqliteTable:
 def _within(database: Database) -> Iterator[None]:
     with database.write():
         yield
+
+
+def _bag_of_single(each: Result | Portion) -> str | None:
+    return None if isinstance(each, Portion) else each.bag
 
 
 def _not_found(bag: str) -> BagNotFoundError:

@@ -10,7 +10,7 @@ import pytest
 
 from mtask.model import Counts, Failure, Reason, Result, State
 from mtask.table import Table
-from mtask.testing.samples import a_bag, a_done, a_failed, an_expired
+from mtask.testing.samples import a_bag, a_done, a_failed, a_portion, an_expired
 
 __all__ = ["ResultsContract"]
 
@@ -70,6 +70,24 @@ class ResultsContract:
         for _ in range(2):
             table.record([a_done(0, 1), a_failed(1)])
         assert table.counts(bag) == Counts(total=10, done=1, failed=1)
+
+    @pytest.mark.parametrize("before", STATES)
+    def test_a_portion_replaces_all_but_what_is_done(self, table: Table, bag: str, before: str) -> None:
+        old = STATES[before](4, "old")
+        table.record([old])
+        new = [a_done(index, "new") for index in range(2, 7)]
+        table.record([a_portion(new), a_failed(3), a_done(4, "later")])
+        new[2] = old if before == "done" else new[2]
+        assert list(table.results(bag)) == new
+        assert table.counts(bag) == Counts(total=10, done=5)
+
+    def test_portions_of_several_bags_in_one_call(self, table: Table, bag: str) -> None:
+        table.create_bag(a_bag("other"))
+        mine, theirs = [[a_done(i, {"a": "\n"}, bag=name) for i in range(130)] for name in (bag, "other")]
+        table.record([a_portion(mine[:1]), a_portion(theirs), an_expired(130), a_portion(mine[1:])])
+        assert list(table.results(bag)) == [*mine, an_expired(130)]
+        assert list(table.results("other")) == theirs
+        assert table.counts(bag) == Counts(total=10, done=130, expired=1)
 
     def test_results_of_several_bags_in_one_call(self, table: Table, bag: str) -> None:
         table.create_bag(a_bag("other"))

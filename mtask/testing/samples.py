@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from mtask.model import Bag, Block, Delivery, Failure, Message, Reason, Result, Spec, WorkerStatus
+from mtask.portion import Portion, line_of
 from mtask.requirements import Lane, Requirements
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "a_lane",
     "a_message",
     "a_message_of_bytes",
+    "a_portion",
     "a_status",
     "an_expired",
     "index_of",
@@ -87,6 +90,12 @@ def a_failed(index: int = 0, message: str = "no", *, bag: str = "bag", **fields:
 def an_expired(index: int = 0, message: str = "late", *, bag: str = "bag", **fields: Any) -> Result:
     """A result of a task that was not started in time."""
     return Result.expired(bag, index, message, **fields)
+
+
+def a_portion(results: Sequence[Result]) -> Portion:
+    """Of results of consecutive tasks of one bag, all of them done."""
+    lines = b"".join(line_of(result) + b"\n" for result in results)
+    return Portion(results[0].bag, results[0].index, len(results), lines)
 
 
 def a_status(worker: str = "worker-1", **fields: Any) -> WorkerStatus:

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mtask.model import Bag, BagState, Block, Counts, Result, State
+from mtask.portion import Portion, expanded
 from mtask.requirements import Lane
 from mtask.table import Table
 from mtask.testing.queue_machine import CLIENTS, SETTINGS
-from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, an_expired
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, a_portion, an_expired
 
 __all__ = ["SETTINGS", "TableHarness", "TableMachine"]
 
@@ -35,6 +36,13 @@ RESULT = st.builds(
     st.integers(1, 3),
 )
 RESULTS = st.lists(RESULT, max_size=10)
+PORTION = st.builds(
+    lambda first, texts, bag: a_portion([a_done(at, text, bag=bag) for at, text in enumerate(texts, first)]),
+    INDEX,
+    st.lists(st.text(max_size=5), min_size=1, max_size=6),
+    BAG,
+)
+WRITTEN = st.lists(RESULT | PORTION, max_size=10)
 LANES = st.integers(1, 4).map(a_lane)
 KEYS = st.sampled_from(["a", "a/b"])
 
@@ -76,10 +84,10 @@ class TableMachine(RuleBasedStateMachine):
             table.close()
         self.harness.close()
 
-    @rule(client=CLIENTS, results=RESULTS)
-    def record(self, client: int, results: list[Result]) -> None:
+    @rule(client=CLIENTS, results=WRITTEN)
+    def record(self, client: int, results: list[Result | Portion]) -> None:
         self.tables[client].record(results)
-        for result in results:
+        for result in expanded(results):
             rows = self.rows[result.bag]
             if result.index not in rows or rows[result.index].state is not State.DONE:
                 rows[result.index] = result

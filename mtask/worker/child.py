@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
-import importlib
 import io
 import os
 import resource
@@ -18,31 +17,31 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-import mtask
 from mtask import task
 from mtask.errors import MtaskError
 from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
-from mtask.retry import is_wanted
+from mtask.portion import Done, line_of
 from mtask.values import encode_value
+from mtask.worker.failure import describe
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
-from mtask.worker.wire import BAD, BAG, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
-
-if TYPE_CHECKING:
-    import traceback
+from mtask.worker.wire import BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
 
 FLUSH_NS = 20_000_000
 """Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
 LOOK_NS = 5_000_000
 """A look at the own memory takes as long as a quick task: so there is one in so much time only."""
+QUICK_NS = 1_000_000
+"""The CPU time of a task below this isn't measured, which may take longer than the task: its wall time
+stands for it. And its peak of memory is as of the last look."""
 
 _ROWS = msgspec.json.Decoder(list[list[Any]])
 _PR_SET_PDEATHSIG = 1
-_NOT_THE_USERS = (os.path.dirname(mtask.__file__) + os.sep, "<frozen importlib", importlib.__file__)
+NO_VALUE = msgspec.Raw(b"null")
 
 
 class Kit(msgspec.Struct):
@@ -70,6 +69,21 @@ class BagFrame(msgspec.Struct):
     spec: Spec
 
 
+class Usage:
+    """What this process has used of the machine, as of the last look."""
+
+    def __init__(self) -> None:
+        self.cpu_s, self.peak_bytes, self.looked_ns = 0.0, 0, 0
+        self.look()
+
+    def look(self) -> float:
+        """Returns the CPU time since the last one."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        before_s, self.cpu_s = self.cpu_s, usage.ru_utime + usage.ru_stime
+        self.peak_bytes, self.looked_ns = usage.ru_maxrss * 1024, time.monotonic_ns()
+        return self.cpu_s - before_s
+
+
 class Child:
     """Reads jobs, runs their tasks, and sends the results."""
 
@@ -82,8 +96,10 @@ class Child:
         self.callers: dict[tuple[str, tuple[str, ...]], Callable[[list[Any]], Any] | Failure] = {}
         self.epoch = 0
         self.encoder = msgspec.json.Encoder()
-        self.job = self.first = self.filled = self.flushed_ns = self.looked_ns = 0
-        self.cpu_s = _cpu_s()
+        self.job = self.filled = self.flushed_ns = self.looked_ns = 0
+        self.all_done = True
+        """Are all results that weren't sent yet of tasks that are done?"""
+        self.used = Usage()
         words = self.cell.words
         self.context = task.Context(
             uid="", index=0, checkpoints=kit.checkpoints, stopping=lambda: bool(words[Cell.STOPPING])
@@ -134,10 +150,10 @@ class Child:
         except (MtaskError, ValueError, RecursionError) as error:
             self._send(frame(BAD, job, start, str(error).encode()))
             return
-        self.job, self.first, self.flushed_ns = job, start, time.monotonic_ns()
+        self.job, self.flushed_ns = job, time.monotonic_ns()
         self._mend_outputs()
         caller = self._caller(message)
-        self.cpu_s = _cpu_s()  # importing is nobody's
+        self.used.look()  # importing is nobody's
         self.context.uid = message.uid
         expires_at = None if message.attempt else message.expires_at
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
@@ -150,16 +166,13 @@ class Child:
             self.left -= 1
             self.context.index = message.first + offset
             if expires_at is not None and time.time() > expires_at:
-                result = self._expired(message, offset, rows[offset], id_at)
+                self._keep(offset, line_of(self._expired(message, offset, rows[offset], id_at)), done=False)
             else:
-                result = self._run_task(message, offset, rows[offset], caller, id_at)
-            if self.forked:
-                os._exit(0)  # a copy of this process, which the task made and didn't end
+                self._run_task(message, offset, rows[offset], caller, id_at)
             rows[offset] = []
-            self._keep(offset, self.encoder.encode(result))
         else:
             offset = message.count
-        self._flush(ENDED, offset)
+        self._flush(offset, frame(ENDED, job, offset))
 
     def _run_task(
         self,
@@ -168,9 +181,9 @@ class Child:
         row: list[Any],
         caller: Callable[[list[Any]], Any] | Failure,
         id_at: int | None,
-    ) -> Result:
-        started_at, start = time.time(), time.perf_counter()
-        value, error = None, None
+    ) -> None:
+        value, error = NO_VALUE, None
+        started_us, started_ns = time.time_ns() // 1000, time.monotonic_ns()
         try:
             if isinstance(caller, Failure):
                 error = caller
@@ -183,38 +196,52 @@ class Child:
                 del returned
         except BaseException as raised:
             error = describe(raised, spec=self.bags[message.uid].spec)
-        wall_s = time.perf_counter() - start
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        tail_bytes = self.bags[message.uid].spec.tail_bytes
-        spent_s, self.cpu_s = cpu_s - self.cpu_s, cpu_s
+        wall_ns = time.monotonic_ns() - started_ns
+        if self.forked:  # a copy of this process, which the task made and didn't end
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(0)
+        wall_us, used = wall_ns // 1000, self.used
+        spent_s = used.look() if started_ns + wall_ns > used.looked_ns + QUICK_NS else 0.0
+        stdout, stderr = self._printed(self.bags[message.uid].spec.tail_bytes)
+        os.fchdir(self.home)
+        index = message.first + offset
+        ended = Done(
+            index,
+            "done",
+            None if id_at is None else as_id(row[id_at]),
+            value,
+            stdout,
+            stderr,
+            message.attempt + 1,
+            self.worker,
+            self.host,
+            message.sent_at,
+            started_us / 1e6,
+            (started_us + wall_us) / 1e6,
+            wall_ns / 1e9,
+            wall_us / 1e6 if wall_ns < QUICK_NS else round(spent_s, 6),
+            used.peak_bytes,
+        )
+        if error is None:
+            if self.context.has_checkpoint or message.attempt or message.deaths:
+                self._forget_checkpoint(message.uid, index)
+            self._keep(offset, self.encoder.encode(ended)[1:], done=True)
+        else:
+            self._keep(offset, line_of(ended.failed(message.bag, error)), done=False)
+
+    def _printed(self, tail_bytes: int) -> tuple[str, str]:
+        """The tails of what the task has printed."""
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except Exception:
             self._mend_outputs(broken=True)
-        os.fchdir(self.home)
         stdout, stderr = self.outputs
-        fields: dict[str, Any] = {
-            "id": None if id_at is None else as_id(row[id_at]),
-            "stdout": take_tail(stdout, tail_bytes) if size_of(stdout) else "",
-            "stderr": take_tail(stderr, tail_bytes) if size_of(stderr) else "",
-            "attempt": message.attempt + 1,
-            "worker": self.worker,
-            "host": self.host,
-            "queued_at": message.sent_at,
-            "started_at": round(started_at, 6),
-            "finished_at": round(started_at + wall_s, 6),
-            "wall_s": round(wall_s, 9),
-            "cpu_s": round(spent_s, 6),
-            "peak_bytes": usage.ru_maxrss * 1024,
-        }
-        index = message.first + offset
-        if error is None:
-            if self.context.has_checkpoint or message.attempt or message.deaths:
-                self._forget_checkpoint(message.uid, index)
-            return Result.done(message.bag, index, value=value, **fields)
-        return Result.failed(message.bag, index, error, **fields)
+        return (
+            take_tail(stdout, tail_bytes) if size_of(stdout) else "",
+            take_tail(stderr, tail_bytes) if size_of(stderr) else "",
+        )
 
     def _expired(self, message: Message, offset: int, row: list[Any], id_at: int | None) -> Result:
         return Result.expired(
@@ -253,34 +280,39 @@ class Child:
                 return describe(error, Reason.START)
         return self.callers[key]
 
-    def _keep(self, offset: int, result: bytes) -> None:
+    def _keep(self, offset: int, line: bytes, *, done: bool) -> None:
         """Put a result where a crash can't reach it, and send what has gathered when it is time."""
-        size, cell = len(result) + 1, self.cell
+        size, cell = len(line) + 1, self.cell
         if self.filled + size > cell.BUFFER_BYTES:
-            self._flush(RESULTS, offset)
+            self._flush(offset)
             if size > cell.BUFFER_BYTES:
-                self._send(frame(RESULTS, self.job, offset + 1, b"[" + result + b"]"))
-                self.first = offset + 1
+                self._send(frame(DONE if done else RESULTS, self.job, offset + 1, line + b"\n"))
                 return
         if not self.filled:
             cell.words[Cell.FIRST] = offset
-        cell.buffer[self.filled : self.filled + size] = result + b","
+        cell.buffer[self.filled : self.filled + size] = line + b"\n"
         self.filled += size
+        self.all_done = self.all_done and done
         cell.words[Cell.FILLED] = self.filled
         if time.monotonic_ns() - self.flushed_ns > FLUSH_NS:
-            self._flush(RESULTS, offset + 1)
+            self._flush(offset + 1)
 
-    def _flush(self, kind: int, offset: int) -> None:
+    def _flush(self, offset: int, behind: bytes = b"") -> None:
+        """Send the results of the tasks before `offset`, and a frame `behind` them."""
         cell = self.cell
         if self.max_memory_bytes is not None:
             self._look_at_memory(self.max_memory_bytes)
         if not self.left:
             cell.words[Cell.SPENT] = 1
-        if self.filled or kind == ENDED:
-            items = bytes(cell.buffer[: max(0, self.filled - 1)])
-            self._send(frame(kind, self.job, offset, b"[" + items + b"]"))
+        if self.filled:
+            kind = DONE if self.all_done else RESULTS
+            behind = frame(kind, self.job, offset, cell.buffer[: self.filled]) + behind
+        if behind:
+            self._send(behind)
+        if self.filled:
             cell.words[Cell.FILLED] = self.filled = 0
             cell.words[Cell.PORTION] += 1
+            self.all_done = True
         self.flushed_ns = time.monotonic_ns()
 
     def _look_at_memory(self, max_bytes: int) -> None:
@@ -313,69 +345,6 @@ class Child:
         view = memoryview(data)
         while view:
             view = view[os.write(self.results_fd, view) :]
-
-
-def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec | None = None) -> Failure:
-    """A failure from an exception, with the frames of the user's own code.
-
-    It is final if the exception, or the spec, says so.
-    """
-    import traceback
-
-    try:
-        described = traceback.TracebackException.from_exception(error)
-        _leave_user_frames(described)
-        text = "".join(described.format())
-    except Exception as broken:  # an exception can override all that is asked of it here
-        text = f"its traceback can't be shown: {type(broken).__name__}"
-    kind = type(error)
-    name = (
-        kind.__qualname__
-        if kind.__module__ in ("builtins", "__main__")
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-    return Failure(
-        reason=reason,
-        type=_storable(name),
-        message=_storable(_message_of(error)[:4096]),
-        traceback=_storable(text[-16384:]),
-        final=isinstance(error, task.Fail)
-        or (spec is not None and not is_wanted(spec, _names(kind, reason))),
-        retry_after_s=error.delay_s if isinstance(error, task.Retry) else None,
-    )
-
-
-def _names(kind: type[BaseException], reason: Reason) -> set[str]:
-    """By what `retry_on` and `no_retry` may call it: its class and the bases, with and without the module."""
-    return {
-        reason.value,
-        *(n for c in kind.__mro__ for n in (c.__name__, f"{c.__module__}.{c.__qualname__}")),
-    }
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _leave_user_frames(described: traceback.TracebackException) -> None:
-    described.stack[:] = [frame for frame in described.stack if not frame.filename.startswith(_NOT_THE_USERS)]
-    related = [described.__cause__, described.__context__, *(described.exceptions or ())]
-    for other in related:
-        if other is not None:
-            _leave_user_frames(other)
-
-
-def _message_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as broken:
-        return f"<its __str__ raised {type(broken).__name__}>"
-
-
-def _storable(text: str) -> str:
-    """Without halves of surrogate pairs, which come from names of files that aren't UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def main() -> None:

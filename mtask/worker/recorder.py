@@ -14,6 +14,7 @@ import msgspec
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
 from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
+from mtask.portion import Portion, expanded
 from mtask.queue import Queue, send_all
 from mtask.retry import is_last, pause_s
 from mtask.table import Table
@@ -35,7 +36,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     held: Held
     settles: int = 0
-    results: Sequence[Result] = ()
+    results: Sequence[Result | Portion] = ()
     attempts: Sequence[Result] = ()
     sends: Sequence[tuple[float, Message]] = ()
     """(delay in seconds, message)."""
@@ -86,6 +87,18 @@ class Recorder(Service):
                 sends=sends,
                 over=len(final),
                 size_bytes=size_bytes,
+            )
+        )
+
+    def portion_done(self, held: Held, portion: Portion) -> None:
+        """All tasks of it are done."""
+        self._put(
+            Item(
+                held=held,
+                settles=portion.count,
+                results=[portion],
+                over=portion.count,
+                size_bytes=len(portion.lines),
             )
         )
 
@@ -145,7 +158,7 @@ class Recorder(Service):
     def _count(self, item: Item, sign: int) -> None:
         with self._lock:
             self._unwritten += sign
-            self._waiting += sign * (len(item.results) + len(item.attempts))
+            self._waiting += sign * item.settles
             self._waiting_bytes += sign * item.size_bytes
 
     # -- the thread ---------------------------------------------------------------------------------
@@ -160,7 +173,7 @@ class Recorder(Service):
                     stopping = True
                 else:
                     batch.append(item)
-                    results += len(item.results)
+                    results += item.settles
                 if results >= MOST_RESULTS or self._items.empty():
                     break
                 item = self._items.get()
@@ -298,10 +311,11 @@ def _checking(item: Item) -> Item:
 
 def _singles(item: Item) -> list[Item]:
     """The same in items of one result each, and one of the rest."""
-    if len(item.results) < 2:
-        return [item]
-    rest = msgspec.structs.replace(item, results=(), settles=item.settles - len(item.results))
-    return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in item.results)]
+    results = list(expanded(item.results))
+    if len(results) < 2:
+        return [msgspec.structs.replace(item, results=results)]
+    rest = msgspec.structs.replace(item, results=(), settles=item.settles - len(results))
+    return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in results)]
 
 
 def _refused(item: Item, error: MtaskError) -> Item:
@@ -315,6 +329,6 @@ def _refused(item: Item, error: MtaskError) -> Item:
         msgspec.structs.replace(
             result, state=State.FAILED, error=failure, value_json=msgspec.Raw(b"null"), stdout="", stderr=""
         )
-        for result in item.results
+        for result in expanded(item.results)
     ]
     return msgspec.structs.replace(item, results=results, attempts=())

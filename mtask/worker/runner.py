@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from mtask.model import Failure, Reason, Result
+from mtask.portion import Portion
 from mtask.requirements import Capabilities
 from mtask.worker.held import Job
 from mtask.worker.memory import resident_bytes
@@ -55,6 +56,10 @@ class Host(Protocol):
 
     def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
         """These attempts have ended, done or failed; the results take about so much memory."""
+        ...
+
+    def portion_done(self, job: Job, portion: Portion) -> None:
+        """These attempts have ended, done all of them."""
         ...
 
     def job_over(self, took_s: float) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from mtask.errors import BackendError, UnavailableError
 from mtask.lanes import Lanes
 from mtask.model import UNKNOWN, DeadMessage, Result, State
+from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.table import Table
 from mtask.worker.bags import ELSEWHERE_S, Bags
@@ -295,6 +296,11 @@ class Worker:
         self.done += len(results) - failed
         if not job.held.lost:
             self._recorder.attempts_ended(job.held, results, size_bytes)
+
+    def portion_done(self, job: Job, portion: Portion) -> None:
+        self.done += portion.count
+        if not job.held.lost:
+            self._recorder.portion_done(job.held, portion)
 
     def _gives_back(self, job: Job, results: list[Result]) -> bool:
         """A function that isn't known here may be known to another worker, of a newer version of its program."""

@@ -8,8 +8,9 @@ A frame is a header (`HEADER`: length of the payload, kind, job, offset) and a p
 
 To the supervisor:
 
-    RESULTS  payload: a JSON array of results; tasks before `offset` are done
-    ENDED    payload as RESULTS; the child is through with the job: it ran no task from `offset` on
+    RESULTS  payload: lines (see `mtask.portion`) of the results of the tasks just before `offset`
+    DONE     the same; and all of them are done
+    ENDED    the child is through with the job: it ran no task from `offset` on
     BAD      payload: why the job's rows can't be read
 
 The cell tells the supervisor without a message which task runs and since when, and holds the results
@@ -24,9 +25,9 @@ import os
 import struct
 from typing import Final
 
-__all__ = ["BAD", "BAG", "ENDED", "HEADER", "JOB", "RESULTS", "RESUME", "Cell", "Frames", "frame"]
+__all__ = ["BAD", "BAG", "DONE", "ENDED", "HEADER", "JOB", "RESULTS", "RESUME", "Cell", "Frames", "frame"]
 
-BAG, JOB, RESUME, RESULTS, ENDED, BAD = range(6)
+BAG, JOB, RESUME, RESULTS, DONE, ENDED, BAD = range(7)
 HEADER: Final = struct.Struct("<IIII")
 
 
@@ -95,14 +96,14 @@ class Cell:
                 return task >> 32, task & 0xFFFFFFFF, started_ns
 
     def unsent(self) -> tuple[int, int, bytes] | None:
-        """(job, offset of the first, JSON array) of results in the buffer, if it holds still."""
+        """(job, offset of the first, lines) of results in the buffer, if it holds still."""
         words = self.words
         job, portion = words[self.TASK] >> 32, words[self.PORTION]
         filled, first = words[self.FILLED], words[self.FIRST]
-        items = bytes(self.buffer[: max(0, filled - 1)])
+        lines = bytes(self.buffer[:filled])
         if not filled or portion != words[self.PORTION] or job != words[self.TASK] >> 32:
             return None
-        return job, first, b"[" + items + b"]"
+        return job, first, lines
 
     def close(self) -> None:
         self.words.release()

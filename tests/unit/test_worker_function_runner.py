@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from mtask.model import Reason, Result, State
+from mtask.portion import line_of
 from mtask.requirements import Capabilities
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Held, Job
@@ -355,7 +356,7 @@ def test_results_that_arrive_half_are_taken_from_the_cell(bench: Bench, gate: Pa
     bench.runner.start(one)
     bench.until(bench.begun)
     cell = bench.runner._cell
-    row = msgspec.json.encode(Result.done("bag", 0, value=7)) + b","
+    row = line_of(Result.done("bag", 0, value=7)) + b"\n"
     cell.words[Cell.FIRST] = 0
     cell.buffer[: len(row)] = row
     cell.words[Cell.FILLED] = len(row)

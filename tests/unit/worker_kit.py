@@ -17,6 +17,7 @@ import msgspec
 from mtask.errors import UnavailableError
 from mtask.manager import BagHandle, Manager
 from mtask.model import Bag, Block, Delivery, Message, Result, Spec
+from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.worker.held import Held, Job
 from mtask.worker.notes import Notes
@@ -188,6 +189,9 @@ class FakeHost:
 
     def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
         self.results += results
+
+    def portion_done(self, job: Job, portion: Portion) -> None:
+        self.results += portion.results()
 
     def job_over(self, took_s: float) -> None:
         self.over += 1
