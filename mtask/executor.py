@@ -1,7 +1,8 @@
 """`mtask.Executor`: a `concurrent.futures.Executor` whose futures are tasks.
 
 Calls wait here until a slot is about to be free, so that a future can be cancelled until then. One
-thread runs the worker; another sends the calls and gives the futures their results.
+thread runs the worker; another sends the calls, but for one that comes when nothing runs, which is sent
+at once. The worker's recorder gives the futures their results.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mtask.packing import fit
 from mtask.queue import send_all
 from mtask.requirements import Lane
 from mtask.sources import Chunk, encode_rows
+from mtask.spec import MOST
 
 __all__ = ["Executor"]
 
@@ -58,8 +60,10 @@ class Executor(futures.Executor):
         self._sent: dict[tuple[str, int], futures.Future[Any]] = {}
         self._changed = threading.Condition()
         self._pace = _Pace(slots)
-        self._shut = self._over = self._news = False
+        self._shut = self._over = False
         self._broken: BaseException | None = None
+        self._settler: threading.Thread | None = None
+        """The worker's thread from which the futures' callbacks are called: it can't wait for the worker's end."""
         manager = self._workshop.manager
         settings = worker_options(spec, slots, self._workshop)
         self._worker = Worker(manager.queue, manager.table, settings, on_written=self._on_written)
@@ -84,9 +88,16 @@ class Executor(futures.Executor):
                 function = self._functions[fn] = _Function(fn, self._workshop, self._options)
             future: futures.Future[T] = futures.Future()
             self._waiting.append(_Call(function, function.row(args, kwargs), future))
-            if len(self._sent) < self._pace.most_ahead():
-                self._changed.notify_all()
-            return future
+            if self._sent:
+                if len(self._sent) < self._pace.most_ahead():
+                    self._changed.notify_all()
+                return future
+            calls = self._next_calls()
+        try:
+            self._send(calls)
+        except Exception as error:
+            self._break(error)
+        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """With `cancel_futures`, calls that haven't been given to the worker are cancelled."""
@@ -99,7 +110,7 @@ class Executor(futures.Executor):
         for call in given_up:
             call.future.cancel()
             call.future.set_running_or_notify_cancel()
-        if wait:
+        if wait and threading.current_thread() is not self._settler:
             for thread in self._threads:
                 if thread is not threading.current_thread():
                     thread.join()
@@ -111,21 +122,27 @@ class Executor(futures.Executor):
         try:
             target()
         except Exception as error:
-            with self._changed:
-                self._broken, self._shut = error, True
-                unsent, running = list(self._waiting), list(self._sent.values())
-                self._waiting.clear()
-                self._sent.clear()
-                self._changed.notify_all()
-            running += [call.future for call in unsent if call.future.set_running_or_notify_cancel()]
-            for future in running:
-                future.set_exception(error)
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        with self._changed:
+            self._broken, self._shut = error, True
+            unsent, running = list(self._waiting), list(self._sent.values())
+            self._waiting.clear()
+            self._sent.clear()
+            self._changed.notify_all()
+        running += [call.future for call in unsent if call.future.set_running_or_notify_cancel()]
+        for future in running:
+            future.set_exception(error)
 
     def _on_written(self) -> None:
-        """Results have come in."""
+        """Results have come in: give the futures theirs, in the thread that has written them."""
+        self._settler = threading.current_thread()
+        ended = self._collect()
         with self._changed:
-            self._news = True
-            self._changed.notify_all()
+            self._pace.note(ended)
+            if self._waiting or self._shut:
+                self._changed.notify_all()
 
     def _work(self) -> None:
         self._worker.run()
@@ -133,22 +150,18 @@ class Executor(futures.Executor):
             raise BackendError("the worker was told to stop")
 
     def _watch(self) -> None:
-        """Send the calls and give the futures their results, until all have theirs after a shutdown."""
+        """Send the calls, until all futures have their results after a shutdown."""
         try:
             while True:
                 with self._changed:
-                    while not (self._waiting or self._sent or self._shut):
-                        self._changed.wait()
-                    if not (self._waiting or self._sent):
+                    if self._shut and not (self._waiting or self._sent):
                         return
                     calls = self._next_calls()
-                    self._news = False
+                    told = bool(calls) or self._changed.wait(LOOK_S)
                 if calls:
                     self._send(calls)
-                self._pace.note(self._collect())
-                with self._changed:
-                    if not self._news and (not self._waiting or len(self._sent) >= self._pace.most_ahead()):
-                        self._changed.wait(LOOK_S)
+                elif not told:
+                    self._collect()
         finally:
             self._over = True
             self._worker.drain("shut down", grace_s=0)
@@ -168,7 +181,7 @@ class Executor(futures.Executor):
 
     def _send(self, calls: list[_Call]) -> None:
         table, queue = self._workshop.manager.table, self._workshop.manager.queue
-        blocks: dict[_Function, list[Block]] = {}
+        messages, large = [], []
         for function, row, _, index in calls:
             block = Block(
                 bag=function.bag.name,
@@ -178,17 +191,14 @@ class Executor(futures.Executor):
                 rows=b"[" + row + b"]",
                 lane=function.lane.name,
             )
-            blocks.setdefault(function, []).append(block)
+            message = fit(Message.of(function.bag, block), queue.limits.message_bytes)
+            messages.append(message)
+            if not message.has_rows:
+                large.append(block)
         with table.transaction(queue):
-            for function, those in blocks.items():
-                through = those[-1].first + 1
-                messages = [
-                    fit(Message.of(function.bag, block), queue.limits.message_bytes) for block in those
-                ]
-                table.put_blocks(those)
-                table.update_bag(function.bag.name, total=through)
-                send_all(queue, messages)
-                table.update_bag(function.bag.name, sent=through)
+            if large:  # the others need no copy: nobody repairs a bag that ends with this process
+                table.put_blocks(large)
+            send_all(queue, messages)
 
     def _collect(self) -> int:
         """Give the futures the results that have come in; returns how many."""
@@ -221,7 +231,7 @@ class _Function:
             spec.priority, spec.requires, uid=name, max_running=spec.max_running, rate=spec.rate
         )
         lanes = (self.lane,) if self.lane.name else ()
-        self.bag = Bag(name=name, spec=spec, columns=columns, lanes=lanes, source="Executor")
+        self.bag = Bag(name=name, spec=spec, columns=columns, lanes=lanes, total=MOST, source="Executor")
         self.count = 0
         self._signature = inspect.signature(function)
         self._binder = Binder(function, columns, textual=False)

@@ -38,7 +38,8 @@ class Workshop:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mtask-"))
-        url = f"sqlite:///{self.folder}/mtask.db"
+        # The file doesn't outlive this process: there is no power cut after which it could be missed.
+        url = f"sqlite:///{self.folder}/mtask.db?durable=no"
         self.manager: Manager = connect(url, url)
 
     def target(self, function: Callable[..., Any]) -> str:

@@ -64,13 +64,13 @@ class _Session:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.lock = threading.RLock()  # held during each use, so that close() never pulls it away
-        self.writing = False
-        self.durable = True
+        self.writing = self.tells = False
+        self._level = ""
 
-    def synchronize(self, durable: bool) -> None:
-        if durable != self.durable:
-            self.connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self.durable = durable
+    def synchronize(self, level: str) -> None:
+        if level != self._level:
+            self.connection.execute(f"PRAGMA synchronous = {level}")
+            self._level = level
 
     def __del__(self) -> None:  # its thread has ended, or the database was closed
         with suppress(sqlite3.Error):
@@ -84,8 +84,9 @@ class Database:
     _shared: ClassVar[dict[tuple[int, str], Database]] = {}
     """By process (a child must not use what was opened before the fork) and real path."""
 
-    def __init__(self, path: str, *, busy_s: float = BUSY_S) -> None:
+    def __init__(self, path: str, *, busy_s: float = BUSY_S, durable: bool = True) -> None:
         self.path = path
+        self._durable = durable
         self._busy_s = busy_s
         self._pid = os.getpid()
         self._users = 1
@@ -107,9 +108,10 @@ class Database:
         self._close_turns()
 
     @classmethod
-    def open(cls, path: str) -> Database:
+    def open(cls, path: str, *, durable: bool = True) -> Database:
         """Open or create the file; the same object again while it is open in this process.
 
+        Without `durable`, a power cut may undo, or damage, all that was written.
         Raises BackendError or UnavailableError, which say what to do about it.
         """
         path = os.path.realpath(path)
@@ -118,9 +120,10 @@ class Database:
             database = cls._shared.get(key)
             # A file that was deleted and made anew under the same path is another one.
             if database is None or database._identity != _identity(path):
-                database = cls._shared[key] = cls(path)
+                database = cls._shared[key] = cls(path, durable=durable)
             else:
                 database._users += 1
+                database._durable = database._durable or durable
             return database
 
     def share(self) -> Database:
@@ -139,6 +142,11 @@ class Database:
             if Database._shared.get((self._pid, self.path)) is self:
                 del Database._shared[self._pid, self.path]
         self._close_sessions()
+
+    @property
+    def bell(self) -> str:
+        """The file whose times change when messages were sent."""
+        return f"{self.path}.lock"
 
     @property
     def writing(self) -> bool:
@@ -169,17 +177,28 @@ class Database:
                     return
                 with self._turn():
                     try:
-                        session.synchronize(durable)
+                        level = "FULL" if durable else "NORMAL"
+                        session.synchronize(level if self._durable else "OFF")
                         session.connection.execute("BEGIN IMMEDIATE")
-                        session.writing = True
+                        session.writing, session.tells = True, False
                         yield session.connection
                         self._require_transaction(session.connection)
                         session.connection.execute("COMMIT")
+                        if session.tells:
+                            self._tell()
                     finally:
                         session.writing = False
                         with suppress(sqlite3.Error):
                             if session.connection.in_transaction:
                                 session.connection.execute("ROLLBACK")
+
+    def tell(self) -> None:
+        """Have all who wait for messages look, as soon as this thread's transaction is committed."""
+        self._session().tells = True
+
+    def _tell(self) -> None:
+        with suppress(OSError):
+            os.utime(self._turns)
 
     @contextmanager
     def _nested(self, connection: sqlite3.Connection) -> Iterator[None]:
@@ -243,7 +262,6 @@ class Database:
         try:
             for setting in _SETTINGS:
                 connection.execute(setting)
-            connection.execute("PRAGMA synchronous = FULL")
         except BaseException:
             connection.close()
             raise
@@ -259,7 +277,7 @@ class Database:
         connection = self._session().connection
         self._is_ready(connection)
         with suppress(OSError):
-            self._turns = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._turns = os.open(self.bell, os.O_RDWR | os.O_CREAT, 0o666)
         _persist(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), self._busy_s)
         if not self._is_ready(connection):
             with self.write():

@@ -87,12 +87,15 @@ class SqliteQueue:
         if bodies:
             with self._open().write() as connection:
                 self._insert(connection, bodies, self._clock() + delay_s)
+                self.database.tell()
         if unsent:
             raise SendError(unsent)
 
     def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
         started = time.monotonic()
         database = self._open()
+        if wait_s:
+            self._watch()  # before the first look, so that nothing that is sent goes unseen
         version = self._version(database)  # before the first look, so that no commit goes unseen
         while True:
             next_at = self._next_at(database)
@@ -115,15 +118,20 @@ class SqliteQueue:
             version = seen
 
     def _wait(self, longest_s: float, waited_s: float) -> None:
-        """For another process or thread to write something."""
-        watch: Watch | None = getattr(self._local, "watch", None)
-        if watch is None:
-            watch = self._local.watch = Watch(self.database.path)
+        """For another process or thread to send something."""
+        watch = self._watch()
         if watch.works:
             watch.wait(max(0.0, min(longest_s, _LOOK_S)))
         else:
             pause_s = min(max(_POLL_S[0], (waited_s + self._idle_s) * _POLL_GROWTH), _POLL_S[1])
             time.sleep(max(0.0, min(longest_s, pause_s)))
+
+    def _watch(self) -> Watch:
+        """This thread's."""
+        watch: Watch | None = getattr(self._local, "watch", None)
+        if watch is None:
+            watch = self._local.watch = Watch(self.database.bell)
+        return watch
 
     def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
         result = Extension([], [])
@@ -159,6 +167,7 @@ class SqliteQueue:
                 "UPDATE message SET visible_at = ?, token = NULL, deliveries = deliveries - 1 WHERE id = ? AND token = ?",
                 [(visible_at, *delivery.token) for delivery in deliveries],
             )
+            self.database.tell()
 
     def depth(self) -> Depth:
         with self._open().read() as connection:

@@ -139,6 +139,7 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite:///directory/", "names no file"),
         ("sqlite:///a.db?lanes=x", "unknown option 'lanes'"),
         ("sqlite:///a.db?lane=", "no name"),
+        ("sqlite:///a.db?durable=0", "yes or no, not '0'"),
         ("sqlite:///a#b.db", "%23"),
     ],
 )

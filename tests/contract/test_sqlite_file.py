@@ -418,3 +418,27 @@ def test_failed_rows_are_found_without_a_look_at_the_others(table: SqliteTable) 
     assert [result.index for result in table.results("bag", states=[State.FAILED])] == [20_000]
     assert table.counts("bag") == Counts(done=20_000, failed=1)
     assert steps < 50
+
+
+OFF, NORMAL, FULL = range(3)
+"""What SQLite calls `synchronous`."""
+
+
+@pytest.mark.parametrize(("option", "levels"), [("", (FULL, NORMAL)), ("?durable=no", (OFF, OFF))])
+def test_what_waits_for_the_disk(tmp_path: Path, option: str, levels: tuple[int, int]) -> None:
+    with closing(open_table(f"sqlite:///{tmp_path}/t.db{option}")) as table:
+        found = []
+        for durable in (True, False):
+            with table.database.write(durable=durable) as connection:
+                found.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+        assert tuple(found) == levels
+
+
+def test_who_wants_it_durable_has_it_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/t.db"
+    with (
+        closing(open_table(f"{url}?durable=no")) as one,
+        closing(open_table(url)),
+        one.database.write() as connection,
+    ):
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == FULL

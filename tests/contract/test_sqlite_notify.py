@@ -1,4 +1,4 @@
-"""Who waits for a message in an SQLite file wakes when it is written to."""
+"""Who waits for a message in an SQLite file wakes when one is sent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mtask.testing.samples import a_message
-from mtask_sqlite import SqliteQueue, open_queue
+from mtask.testing.samples import a_bag, a_done, a_message
+from mtask_sqlite import SqliteQueue, open_queue, open_table
 from mtask_sqlite.notify import Watch
 
 
@@ -32,18 +32,42 @@ def soon(action: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_watch_ends_with_a_write_of_anybody(queue: SqliteQueue, url: str) -> None:
-    with closing(open_queue(url)) as other, closing(Watch(queue.database.path)) as watch:
-        assert watch.works
+@pytest.mark.parametrize("does", ["send", "send later", "release", "both at once"])
+def test_a_watch_ends_when_anybody_has_sent_something(queue: SqliteQueue, url: str, does: str) -> None:
+    with closing(open_queue(url)) as other, closing(open_table(url)) as table:
+        other.send([a_message(0)])
+        (delivery,) = other.receive(max_messages=1, lease_s=60, wait_s=0)
+
+        def act() -> None:
+            if does == "release":
+                other.release([delivery])
+            elif does == "both at once":
+                with table.transaction(other):
+                    other.send([a_message(1)])
+                    table.create_bag(a_bag())
+            else:
+                other.send([a_message(1)], delay_s=60 * (does == "send later"))
+
+        with closing(Watch(queue.database.bell)) as watch:
+            assert watch.works
+            began_s = time.monotonic()
+            thread = soon(act)
+            watch.wait(60)
+            thread.join()
+            assert 0.05 < time.monotonic() - began_s < 30
+
+
+def test_a_watch_ends_for_nothing_else(queue: SqliteQueue, url: str) -> None:
+    with closing(open_table(url)) as table, closing(Watch(queue.database.bell)) as watch:
+        table.create_bag(a_bag())
+        table.record([a_done(0)])
         began_s = time.monotonic()
-        thread = soon(lambda: other.send([a_message(0)]))
-        watch.wait(60)
-        thread.join()
-        assert 0.05 < time.monotonic() - began_s < 30
+        watch.wait(0.1)
+        assert time.monotonic() - began_s > 0.09
 
 
 def test_a_watch_ends_in_time_without_one(queue: SqliteQueue) -> None:
-    with closing(Watch(queue.database.path)) as watch:
+    with closing(Watch(queue.database.bell)) as watch:
         began_s = time.monotonic()
         watch.wait(0.1)
         assert 0.09 < time.monotonic() - began_s < 30
