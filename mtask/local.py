@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Workshop", "map", "parameters_of", "slots_or_cpus", "task_error", "worker_options"]
 
 T = TypeVar("T")
-POLL_S = (0.001, 0.05)
 
 
 class Workshop:

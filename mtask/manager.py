@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BagHandle", "Manager", "connect"]
 
-POLL_S = (0.02, 1.0)
-"""`wait` asks the table this often: the first times, and later on."""
+POLL_S = (0.005, 1.0)
+POLL_GROWTH = 0.02
+"""`wait` asks the table again after this part of the time that it has waited, between those."""
 
 
 def connect(queue: str | None = None, table: str | None = None) -> Manager:
@@ -169,13 +170,13 @@ class BagHandle:
         from mtask.progress import Progress
 
         with Progress(self, shown=progress) as bar:
-            began_s, pause_s = time.monotonic(), POLL_S[0]
+            began_s = time.monotonic()
             while not self.finished():
-                if timeout_s is not None and time.monotonic() - began_s > timeout_s:
+                waited_s = time.monotonic() - began_s
+                if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
                 bar.update()
-                time.sleep(pause_s)
-                pause_s = min(1.3 * pause_s, POLL_S[1])
+                time.sleep(min(max(POLL_S[0], POLL_GROWTH * waited_s), POLL_S[1]))
         return self.counts()
 
     def results(

@@ -35,7 +35,14 @@ EXIT_S = 2.0
 """What a child gets for its last words when the worker ends."""
 
 _HOME = os.path.dirname(os.path.dirname(mtask.__file__))
-_START = "import sys; sys.path.append(sys.argv.pop()); from mtask.worker.child import main; main()"
+_START = """
+import sys
+sys.path.append(sys.argv.pop())
+from mtask.start import import_msgspec
+import_msgspec()
+from mtask.worker.child import main
+main()
+"""
 """With `-P`, so that a user's random.py in the working directory isn't taken for Python's."""
 
 
