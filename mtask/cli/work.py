@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +21,19 @@ __all__ = ["slot_options", "work_until", "worker", "worker_options"]
 CHECKPOINTS = ".mtask/checkpoints"
 
 
+def _cpus() -> int:
+    from mtask.worker.capabilities import cpus_of_machine
+
+    return cpus_of_machine()
+
+
 def slot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "-j",
         "--slots",
         type=Whole(1),
         metavar="N",
-        default=lambda: len(os.sched_getaffinity(0)),
+        default=_cpus,
         show_default="number of CPUs",
         help="How many tasks run at a time.",
     )(command)
