@@ -19,7 +19,7 @@ LOCKED_EXTRAS := files notebook checkpoints examples
 # More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases'
 ARGS ?=
 
-.PHONY: help demo test servers lint format format-check types docs bench chaos lock clean
+.PHONY: help demo test servers lint format format-check types docs bench peers chaos lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -52,6 +52,9 @@ docs: $(DEV) ## build the documentation into site/
 
 bench: $(DEV) ## run the benchmarks
 	@$(PYTHON_VENV) -m benchmarks $(ARGS)
+
+peers: $(DEV) ## measure others at the same work: ARGS=--install first
+	@$(PYTHON_VENV) -m benchmarks.peers $(ARGS)
 
 chaos: $(DEV) ## ten minutes of faults, and what must hold after them
 	@$(PYTHON_VENV) -m tests.chaos $(ARGS)
