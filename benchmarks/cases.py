@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import mtask
+from benchmarks import waiting
 from benchmarks.measure import Measurement, Run, run_mtask, sandbox, write_csv
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "LONG"]
 
 FUNCTIONS = 100_000
+MILLION = 1_000_000
 COMMANDS = 2_000
-ROWS = 1_000_000
 TRUE = "/bin/true"
 
 
@@ -22,16 +26,25 @@ def functions(repeats: int) -> list[Measurement]:
     """No-op function tasks, from a CSV file to all results durable, 2 slots; beside it
     ProcessPoolExecutor on the same calls, of which nothing is durable."""
 
-    def once(folder: Path) -> Run:
-        write_csv(folder / "tasks.csv", FUNCTIONS)
+    def once(folder: Path, rows: int = FUNCTIONS) -> Run:
+        write_csv(folder / "tasks.csv", rows)
         return run_mtask(folder, "run", "tasks.csv", "--call", "benchmarks.tasks:noop", "-j", "2", "--quiet")
 
-    rates, pool = [], []
+    rates, million, pool = [], [], []
     for _ in range(repeats):
         rates.append(FUNCTIONS / sandbox(once).wall_s)
+        million.append(sandbox(lambda folder: once(folder, MILLION)))
         pool.append(_pool())
     return [
-        Measurement("functions", "tasks/s", rates, goal=15_000, note=f"{FUNCTIONS:,} no-op calls"),
+        Measurement("functions", "tasks/s", rates, goal=60_000, note=f"{FUNCTIONS:,} no-op calls"),
+        Measurement(
+            "functions, a million",
+            "tasks/s",
+            [MILLION / run.wall_s for run in million],
+            peak_bytes=max(run.peak_bytes for run in million),
+            goal=100_000,
+            note="the same",
+        ),
         Measurement("ProcessPoolExecutor", "tasks/s", pool, note="10,000 of the same calls, chunksize 1"),
     ]
 
@@ -45,20 +58,37 @@ def _pool() -> float:
 
 
 def commands(repeats: int) -> list[Measurement]:
-    """No-op commands, 2 slots; beside it bare posix_spawn of the same, two at a time."""
+    """No-op commands, 2 slots: the whole run, and what it comes to without its start and its end; beside
+    it bare posix_spawn of the same, two at a time."""
+    rates, steady, bare = [], [], []
 
     def once(folder: Path) -> Run:
         write_csv(folder / "tasks.csv", COMMANDS)
-        return run_mtask(folder, "run", "tasks.csv", "--run", f"{TRUE} {{number}}", "-j", "2", "--quiet")
+        run = run_mtask(folder, "run", "tasks.csv", "--run", f"{TRUE} {{number}}", "-j", "2", "--quiet")
+        steady.append(_steady(folder))
+        return run
 
-    rates, bare = [], []
     for _ in range(repeats):
         rates.append(COMMANDS / sandbox(once).wall_s)
         bare.append(_bare_spawn())
     return [
-        Measurement("commands", "tasks/s", rates, goal=600, note=f"{COMMANDS:,} × {TRUE}"),
+        Measurement(
+            "commands", "tasks/s", rates, goal=0.85 * statistics.median(bare), note=f"{COMMANDS:,} × {TRUE}"
+        ),
+        Measurement(
+            "steady commands", "tasks/s", steady, note="the same, from the first start to the last end"
+        ),
         Measurement("posix_spawn", "tasks/s", bare, note="the same, without anything around it"),
     ]
+
+
+def _steady(folder: Path) -> float:
+    url = f"sqlite:///{folder}/.mtask/mtask.db"
+    with mtask.connect(url, url) as manager:
+        results = [result for bag in manager.bags() for result in manager.bag(bag.name).results()]
+    began_at = min(result.started_at for result in results if result.started_at is not None)
+    ended_at = max(result.finished_at for result in results if result.finished_at is not None)
+    return len(results) / (ended_at - began_at)
 
 
 def _bare_spawn() -> float:
@@ -77,7 +107,7 @@ def submit(repeats: int) -> list[Measurement]:
     """Check, pack, store and send a large file; the memory is the peak of the submitting process."""
 
     def once(folder: Path) -> Run:
-        write_csv(folder / "tasks.csv", ROWS)
+        write_csv(folder / "tasks.csv", MILLION)
         return run_mtask(folder, "submit", "tasks.csv", "--call", "benchmarks.tasks:noop", "--quiet")
 
     runs = [sandbox(once) for _ in range(repeats)]
@@ -85,16 +115,52 @@ def submit(repeats: int) -> list[Measurement]:
         Measurement(
             "submit",
             "rows/s",
-            [ROWS / run.wall_s for run in runs],
+            [MILLION / run.wall_s for run in runs],
             peak_bytes=max(run.peak_bytes for run in runs),
-            goal=150_000,
-            note=f"{ROWS:,} rows of 3 columns, checked against the function's annotations",
+            goal=400_000,
+            note=f"{MILLION:,} rows of 3 columns, checked against the function's annotations",
         )
     ]
+
+
+def scale(repeats: int) -> list[Measurement]:
+    """A bag of one million, and one of ten million: what takes longer than ten times as long?"""
+    found = []
+    for rows in (MILLION, 10 * MILLION):
+        runs = [sandbox(functools.partial(_stages, rows)) for _ in range(repeats)]
+        for stage in runs[0]:
+            took_s = [run[stage].wall_s for run in runs]
+            looks = stage.startswith("status")
+            found.append(
+                Measurement(
+                    f"{stage}, {rows // MILLION} million",
+                    "s" if looks else "tasks/s",
+                    took_s if looks else [rows / each for each in took_s],
+                    goal=0.2 if looks else 0.0,
+                    at_most=looks,
+                    peak_bytes=max(run[stage].peak_bytes for run in runs),
+                )
+            )
+    return found
+
+
+def _stages(rows: int, folder: Path) -> dict[str, Run]:
+    write_csv(folder / "tasks.csv", rows)
+    return {
+        "submit": run_mtask(folder, "submit", "tasks.csv", "--call", "benchmarks.tasks:noop", "--quiet"),
+        "status before": run_mtask(folder, "status", "tasks"),
+        "run": run_mtask(folder, "worker", "-j", "2", "--idle-exit", "0.1s"),
+        "status after": run_mtask(folder, "status", "tasks"),
+        "results": run_mtask(folder, "results", "tasks", "-o", "results.csv"),
+        "results as Parquet": run_mtask(folder, "results", "tasks", "-o", "results.parquet"),
+    }
 
 
 CASES: dict[str, Callable[[int], list[Measurement]]] = {
     "functions": functions,
     "commands": commands,
     "submit": submit,
+    **waiting.CASES,
 }
+LONG: dict[str, Callable[[int], list[Measurement]]] = {"scale": scale}
+"""Only if asked for by name."""

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mtask
 
-__all__ = ["Measurement", "Run", "machine", "run_mtask", "sandbox", "write_csv"]
+__all__ = ["Measurement", "Run", "environment", "machine", "run_mtask", "sandbox", "write_csv"]
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,21 +35,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a benchmark found: `rates` are in `unit`, one for each repetition."""
+    """What a benchmark found: `values` are in `unit`, one for each repetition."""
 
     name: str
     unit: str
-    rates: Sequence[float]
+    values: Sequence[float]
     peak_bytes: int = 0
     goal: float = 0.0
+    at_most: bool = False
+    """Less is better."""
     note: str = ""
 
     @property
     def median(self) -> float:
-        return statistics.median(self.rates)
+        return statistics.median(self.values)
 
     def as_json(self) -> dict[str, object]:
-        return {**self.__dict__, "rates": list(self.rates), "median": self.median}
+        return {**self.__dict__, "values": list(self.values), "median": self.median}
 
 
 def write_csv(path: Path, rows: int) -> None:
@@ -59,20 +63,24 @@ def write_csv(path: Path, rows: int) -> None:
             file.writelines(f"{i},sample-{i:07d},{i % 1000 / 1000:.3f}\n" for i in range(start, stop))
 
 
-def sandbox(work: Callable[[Path], Run]) -> Run:
+def sandbox(work: Callable[[Path], T]) -> T:
     """Run it in a temporary folder, which is removed."""
     with tempfile.TemporaryDirectory(prefix="mtask-bench-") as folder:
         return work(Path(folder))
 
 
+def environment() -> dict[str, str]:
+    """In which commands find mtask and what the benchmarks run."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'backends'}"}
+
+
 def run_mtask(folder: Path, *arguments: str) -> Run:
     """The real command, from start to exit. Raises RuntimeError when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     began_s = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "mtask", *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
