@@ -16,6 +16,7 @@ import msgspec
 from mtask.errors import BackendError, SendError
 from mtask.model import Delivery, Message
 from mtask.queue import Depth, Extension, Queue, QueueLimits
+from mtask.requirements import Lane
 from mtask.table import Table
 
 __all__ = ["Lanes"]
@@ -33,6 +34,7 @@ class Lanes:
     def __init__(self, main: Queue) -> None:
         self.main = main
         self._others: dict[str, Queue] = {}
+        self._to_list: dict[str, tuple[Lane, Table]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -84,9 +86,17 @@ class Lanes:
                     table.put_lanes([lane])
         return gone
 
+    def list_when_used(self, lane: Lane, table: Table) -> None:
+        """From now on, enter it in the table's list, which the workers read, before anything is sent to it."""
+        with self._lock:
+            self._to_list[lane.name] = lane, table
+
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         unsent: list[tuple[Message, str]] = []
         for name, group in _grouped((message.lane, message) for message in messages):
+            if name in self._to_list:  # each time: a transaction that is undone undoes it
+                lane, table = self._to_list[name]
+                table.put_lanes([lane])
             try:
                 self.lane(name).send(group, delay_s=delay_s)
             except SendError as error:
@@ -97,6 +107,12 @@ class Lanes:
     def receive(self, *, max_messages: int, lease_s: float, wait_s: float, lane: str = "") -> list[Delivery]:
         deliveries = self.lane(lane).receive(max_messages=max_messages, lease_s=lease_s, wait_s=wait_s)
         return [msgspec.structs.replace(each, lane=lane) for each in deliveries] if lane else deliveries
+
+    def wake(self) -> None:
+        with self._lock:
+            queues = [self.main, *self._others.values()]
+        for queue in queues:
+            queue.wake()
 
     def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
         extended: list[tuple[Delivery, Delivery]] = []

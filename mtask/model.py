@@ -40,10 +40,12 @@ __all__ = [
 
 YEAR_10000 = 253_402_300_800.0
 
-MESSAGE_VERSION = 2
+MESSAGE_VERSION = 3
 """Of the newest messages; each is sent with the lowest version that reads it rightly. See `Message.decode`."""
 SERIAL_VERSION = 2
 """Messages with `then`."""
+FRONT_VERSION = 3
+"""Messages in a lane that isn't one of their bag's, but the front one of it."""
 
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"

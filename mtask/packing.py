@@ -24,6 +24,7 @@ __all__ = [
     "fit",
     "join_rows",
     "pack",
+    "piece_size",
     "single",
     "slice_message",
     "split_rows",
@@ -35,6 +36,11 @@ BLOCK_BYTES = 48 * 1024
 of Azure's after base64."""
 GROWTH = 500
 MOST = 1000
+SHARE = 0.4
+"""A piece takes this part of what each slot still has ahead of it: so pieces get smaller as a bag comes to its
+end, where the long ones would be waited for (factoring, Hummel et al. 1992)."""
+LONGEST_S = 60.0
+"""And so long at most: how many slots there are, and how much is left, may have changed since it was read."""
 
 _ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 _VALUES = msgspec.json.Decoder(list[list[Any]])
@@ -64,6 +70,22 @@ def pack(
         size += len(row) + 1
     if held:
         yield first, len(held), join_rows(held)
+
+
+def piece_size(left: int, *, begun: int, took_s: float, ahead: float, least_s: float) -> int | None:
+    """How many tasks go into each piece of the `left` that wait behind the one that runs; None: they stay.
+
+    `begun` tasks of the message took `took_s` until now, the one that runs included. Each slot of all workers
+    has `ahead` tasks ahead of it (0: unknown), which says how long pieces may be; they take `least_s` at least.
+    """
+    if begun <= 1:
+        return 1  # no pace was seen
+    task_s = took_s / begun
+    piece_s = min(LONGEST_S, max(least_s, SHARE * ahead * task_s))
+    if left * task_s < 1.5 * piece_s:
+        return None
+    size = max(1, int(piece_s / task_s))
+    return -(-left // max(1, round(left / size)))  # as many, of the same size
 
 
 def join_rows(rows: Sequence[bytes | msgspec.Raw]) -> bytes:

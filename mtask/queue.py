@@ -84,6 +84,10 @@ class Queue(Protocol):
         """Take up to `max_messages`; return as soon as there is one, or none after `wait_s`."""
         ...
 
+    def wake(self) -> None:
+        """Have a `receive` of this object that waits return soon, with nothing. Where that can't be, it waits on."""
+        ...
+
     def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
         """Hold for another `lease_s` from now. The old tokens are void for those extended."""
         ...

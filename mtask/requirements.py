@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ __all__ = [
     "Capabilities",
     "Lane",
     "Requirements",
+    "find_lane",
+    "front_of",
     "parse_priority",
     "parse_size",
     "parse_tags",
@@ -116,6 +119,8 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """So many of its tasks run at a time, on all workers together."""
     rate: float | None = None
     """So many of its tasks start in a second, on all workers together."""
+    front: bool = False
+    """Beside the lane that is the same otherwise, and received from first: for what was given back."""
 
     @classmethod
     def of(
@@ -126,6 +131,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         uid: str = "",
         max_running: int | None = None,
         rate: float | None = None,
+        front: bool = False,
     ) -> Self:
         limited = max_running is not None or rate is not None
         lane = cls(
@@ -134,6 +140,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             uid=uid if limited else "",
             max_running=max_running,
             rate=rate,
+            front=front,
         )
         if lane == cls():
             return lane
@@ -146,6 +153,18 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 DEFAULT_LANE = Lane()
+
+
+@functools.lru_cache(1024)
+def front_of(lane: Lane) -> Lane:
+    """The lane where goes what is given back of this one's; itself where each start is counted."""
+    return lane if lane.limited else Lane.of(lane.priority, lane.requires, front=True)
+
+
+def find_lane(name: str, lanes: Iterable[Lane]) -> Lane | None:
+    """The default lane, one of these, or the front one of one of them."""
+    own = (DEFAULT_LANE, *lanes)
+    return next((lane for lane in (*own, *map(front_of, own)) if lane.name == name), None)
 
 
 def parse_size(text: str) -> int:

@@ -185,7 +185,7 @@ class Database:
                         self._require_transaction(session.connection)
                         session.connection.execute("COMMIT")
                         if session.tells:
-                            self._tell()
+                            self.ring()
                     finally:
                         session.writing = False
                         with suppress(sqlite3.Error):
@@ -196,7 +196,8 @@ class Database:
         """Have all who wait for messages look, as soon as this thread's transaction is committed."""
         self._session().tells = True
 
-    def _tell(self) -> None:
+    def ring(self) -> None:
+        """Have them look now."""
         with suppress(OSError):
             os.utime(self._turns)
 

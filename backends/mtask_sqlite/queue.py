@@ -70,6 +70,7 @@ class SqliteQueue:
         self._clock = clock or lease_clock
         self._closed = False
         self._local = threading.local()
+        self._wakes = 0
         self._idle_s = 0.0
         """How long the last calls of `receive` waited in vain."""
         self._boot_id = boot_id or current_boot_id()
@@ -92,7 +93,7 @@ class SqliteQueue:
             raise SendError(unsent)
 
     def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
-        started = time.monotonic()
+        started, wakes = time.monotonic(), self._wakes
         database = self._open()
         if wait_s:
             self._watch()  # before the first look, so that nothing that is sent goes unseen
@@ -107,7 +108,9 @@ class SqliteQueue:
                 continue  # others were quicker
             while (seen := self._version(database)) == version:
                 waited = time.monotonic() - started
-                if waited >= wait_s or database.writing:  # in a transaction nobody else can send
+                if (
+                    waited >= wait_s or self._wakes != wakes or database.writing
+                ):  # in a transaction nobody else can send
                     self._idle_s += waited
                     return []
                 if next_at is not None and next_at <= self._clock():
@@ -116,6 +119,10 @@ class SqliteQueue:
                 self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
                 database = self._open()
             version = seen
+
+    def wake(self) -> None:
+        self._wakes += 1
+        self.database.ring()
 
     def _wait(self, longest_s: float, waited_s: float) -> None:
         """For another process or thread to send something."""

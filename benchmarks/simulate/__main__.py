@@ -18,7 +18,6 @@ from benchmarks.simulate.clouds import CLOUDS
 from benchmarks.simulate.fleet import simulate
 from benchmarks.simulate.pictures import draw
 from benchmarks.simulate.setup import Setup
-from benchmarks.simulate.splitting import SPLITS
 from benchmarks.simulate.summary import summary
 from benchmarks.simulate.times import task_times
 
@@ -36,9 +35,9 @@ from benchmarks.simulate.times import task_times
 @click.option("--boot", "boot_s", default=60.0, help="Seconds until a lost worker is replaced.")
 @click.option("--lease", "lease_s", default=60.0, help="Seconds.")
 @click.option("--split-after", "split_after_s", default=10.0, help="Seconds.")
-@click.option("--split", default="now", type=click.Choice(list(SPLITS)), help="As it is now, or as proposed.")
-@click.option("--returns-first", is_flag=True, help="What was given back is received first.")
+@click.option("--front/--no-front", default=True, help="What was given back is received first, or last.")
 @click.option("--longest-first", is_flag=True, help="The file of tasks is in order of their times.")
+@click.option("--guess", default=0.0, help="How wrong those times are: 0.7 is by a factor of two.")
 @click.option("--per-message", type=click.IntRange(1), help="Instead of the automatic number of tasks.")
 @click.option("--row-bytes", default=40, help="Of one task's parameters, encoded.")
 @click.option("--start", "start_s", default=0.0, help="Seconds before the first task of a message.")
@@ -51,6 +50,7 @@ def main(
     times: str,
     cloud: str,
     longest_first: bool,
+    guess: float,
     greedy: bool,
     as_json: bool,
     pictures: bool,
@@ -65,7 +65,8 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--times") from None
     if longest_first:
-        times_s = np.sort(times_s)[::-1]
+        wrong = np.random.default_rng([int(str(options["seed"])), 1]).normal(0, guess, tasks)
+        times_s = times_s[np.argsort(-(np.log(times_s) + wrong))]
     setup = Setup(times_s=times_s, cloud=CLOUDS[cloud], **options)  # type: ignore[arg-type]
     began_s = time.perf_counter()
     outcome = simulate(setup)

@@ -9,6 +9,7 @@ import random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,18 @@ from benchmarks.simulate.bound import Outage, shortest_s
 from benchmarks.simulate.clouds import Meter
 from benchmarks.simulate.parts import CAME_BACK, CHECKED, PLAIN, Parcel, Slot, Worker
 from benchmarks.simulate.setup import Outcome, Setup
-from benchmarks.simulate.splitting import SPLITS
-from mtask.packing import pack
+from mtask.packing import pack, piece_size
+from mtask.worker.ahead import COUNT_S
 from mtask.worker.options import time_to_save_s
 from mtask.worker.receiver import LONG_POLL_S
+from mtask.worker.served import FRONT_S
 
 __all__ = ["Fleet", "simulate"]
 
-ASK, NOTICE, TAKEN, BACK, ARRIVE, RETURN = (-1 - n for n in range(6))
+ASK, NOTICE, TAKEN, BACK, ARRIVE, FRONT, LOOK = (-1 - n for n in range(7))
 """Kinds of events; that of a slot is its number."""
+LOOK_S = 1.0
+"""Between two looks whether a message that was held for long is to be cut; a worker looks more often."""
 MARKS = (0.5, 0.9, 0.99)
 
 
@@ -41,9 +45,13 @@ class Fleet:
         self.done = bytearray(self.total)
         self.left = self.total
         self.ready: deque[Parcel] = deque()
+        self.front: deque[Parcel] = deque()
+        """What was given back, in a lane of its own."""
+        self._front_used = False
         self.out = Outcome(work_s=float(self._ends[-1]), longest_s=float(setup.times_s.max()))
         self._random = random.Random(setup.seed)
-        self._split = SPLITS[setup.split](self.total, setup.slots)
+        self._ahead, self._counted_s = 0.0, -COUNT_S
+        """Tasks a slot, as counted then."""
         self._wait_s = min(LONG_POLL_S, self.cloud.wait_s, setup.lease_s / 4)
         self._lag_s = self.cloud.flush_s + self.cloud.table_s
         notice_s = self.cloud.notice_s
@@ -78,7 +86,8 @@ class Fleet:
             TAKEN: self._take,
             BACK: self._back,
             ARRIVE: self._arrive,
-            RETURN: self._return,
+            FRONT: self._arrive_in_front,
+            LOOK: self._looks,
         }
         while self.left:
             now_s, _, what, whom = pop(events)
@@ -111,9 +120,18 @@ class Fleet:
     def _asks(self, now_s: float, worker: Worker) -> None:
         if not worker.free or not worker.up or worker.hungry_s is not None or now_s < worker.asked_s:
             return  # if it was asking, it will ask again
+        at_s, looks = now_s + self.cloud.receive_s, 0
+        from_front = self.ready and worker.from_front  # then it is the others' turn
+        if self._front_used and now_s >= worker.front_at_s and not from_front:
+            if self.front:
+                return self._deliver(now_s, worker, at_s, self.front)
+            at_s, looks = at_s + self.cloud.receive_s, 1
+            worker.front_at_s = now_s + FRONT_S
         if self.ready:
-            self._deliver(now_s, worker, now_s + self.cloud.receive_s, 0)
+            self._deliver(now_s, worker, at_s, self.ready, looks)
         else:
+            self.meter.count.receives += looks
+            self.meter.count.received_units += looks
             worker.hungry_s = now_s
             self._hungry.append((worker, now_s))
 
@@ -123,29 +141,44 @@ class Fleet:
         while self.ready and self._hungry:
             worker, since_s = self._hungry.popleft()
             if worker.hungry_s == since_s:
-                worker.hungry_s = None
-                self._deliver(now_s, worker, now_s + delay_s, self._empty(now_s - since_s))
+                self._wake(now_s, worker, now_s + delay_s, self.ready)
 
-    def _return(self, now_s: float, parcels: list[Parcel]) -> None:
-        """What was given back: behind all others, or before them."""
-        if self.setup.returns_first:
-            self.ready.extendleft(parcels)
-            parcels = []
-        self._arrive(now_s, parcels)
+    def _arrive_in_front(self, now_s: float, parcels: list[Parcel]) -> None:
+        """Who waits elsewhere looks here when that is over."""
+        self._front_used = True
+        self.front.extend(parcels)
+        ends = (
+            (now_s + self._wait_s - (now_s - since_s) % self._wait_s, worker)
+            for worker, since_s in self._hungry
+            if worker.hungry_s == since_s
+        )
+        for at_s, worker in heapq.nsmallest(len(parcels), ends, key=itemgetter(0)):
+            self._later(at_s, LOOK, worker)
+
+    def _looks(self, now_s: float, worker: Worker) -> None:
+        if self.front and worker.hungry_s is not None:
+            self._wake(now_s, worker, now_s + self.cloud.receive_s, self.front)
+
+    def _wake(self, now_s: float, worker: Worker, at_s: float, queue: deque[Parcel]) -> None:
+        assert worker.hungry_s is not None
+        empty, worker.hungry_s = self._empty(now_s - worker.hungry_s), None
+        self._deliver(now_s, worker, at_s, queue, empty)
 
     def _empty(self, waited_s: float) -> int:
         """Requests that came back without a message."""
-        return int(waited_s / self._wait_s)
+        return int(waited_s / self._wait_s) * (1 + self._front_used)
 
-    def _deliver(self, now_s: float, worker: Worker, at_s: float, empty: int) -> None:
+    def _deliver(
+        self, now_s: float, worker: Worker, at_s: float, queue: deque[Parcel], empty: int = 0
+    ) -> None:
         """One answer of the queue, with messages for the free slots; they begin at `at_s`."""
-        if now_s >= worker.due_s:
-            self._keep(now_s, worker)
-        ready, free = self.ready, worker.free
-        n = min(len(free), len(ready), self.cloud.receive_batch)
+        self._keep(now_s, worker)
+        free = worker.free
+        n = min(len(free), len(queue), self.cloud.receive_batch)
+        worker.from_front = queue is self.front
         tasks = 0
         for _ in range(n):
-            parcel = ready.popleft()
+            parcel = queue.popleft()
             tasks += parcel.stop - parcel.first
             if parcel.kind == PLAIN or self._is_to_run(at_s, worker, parcel):
                 self._begin(at_s, free.pop(), parcel)
@@ -175,13 +208,13 @@ class Fleet:
         worker.due_s = min(worker.due_s, now_s + self.setup.lease_s / 3)
         self._in_flight += 1
         self.out.most_in_flight = max(self.out.most_in_flight, self._in_flight)
-        self._watch(now_s, slot)
+        self._watch(now_s, slot, self.setup.start_s + self.setup.split_after_s)
 
-    def _watch(self, now_s: float, slot: Slot) -> None:
+    def _watch(self, now_s: float, slot: Slot, look_s: float) -> None:
         """Look again when all is run, or when it may be cut."""
         at_s = slot.end_s
         if slot.stop - slot.first > 1:
-            at_s = min(at_s, now_s + self.setup.split_after_s)
+            at_s = min(at_s, now_s + look_s)
         heapq.heappush(self._events, (at_s, next(self._serials), slot.version, slot))
 
     # -- running ------------------------------------------------------------------------------------
@@ -191,8 +224,7 @@ class Fleet:
             self._cut(now_s, slot)
             return
         worker = slot.worker
-        if now_s >= worker.due_s:
-            self._keep(now_s, worker)
+        self._keep(now_s, worker)
         self._ran(now_s, slot.first, slot.stop)
         self._over(now_s, worker)
         self._free(now_s, slot)
@@ -203,18 +235,32 @@ class Fleet:
 
     def _cut(self, now_s: float, slot: Slot) -> None:
         """Split the message as mtask does: what isn't running goes back to the queue."""
-        first, stop = slot.first, slot.stop
-        running = self._running(now_s, slot)
-        if running + 1 < stop:
-            pieces = self._split(
-                now_s - slot.got_s, running + 1 - first, stop - running - 1, self.setup.split_after_s
+        first, stop, running = slot.first, slot.stop, self._running(now_s, slot)
+        cut, left = running + 1, stop - running - 1
+        size = left and piece_size(
+            left,
+            begun=cut - first,
+            took_s=now_s - slot.begun_s,
+            ahead=self._tasks_a_slot(now_s),
+            least_s=self.setup.split_after_s / 2,
+        )
+        if size:
+            self._send(
+                now_s + self._lag_s, [Parcel(at, min(at + size, stop)) for at in range(cut, stop, size)]
             )
-            if pieces is None:
-                return self._watch(now_s, slot)
-            self._send(now_s + self._lag_s, [Parcel(first + a, first + b) for a, b in pieces])
-            slot.stop = running + 1
-            slot.end_s = slot.begun_s + self._at[running + 1] - self._at[first]
-        self._watch(now_s, slot)
+            self._keep_until(slot, cut)
+        self._watch(now_s, slot, LOOK_S)
+
+    def _tasks_a_slot(self, now_s: float) -> float:
+        """As a worker knows it: counted now and then."""
+        if now_s - self._counted_s >= COUNT_S:
+            self._ahead, self._counted_s = self.left / self.setup.slots, now_s
+        return self._ahead
+
+    def _keep_until(self, slot: Slot, stop: int) -> None:
+        """What comes after that task of its message was sent on."""
+        slot.stop = stop
+        slot.end_s = slot.begun_s + self._at[stop] - self._at[slot.first]
 
     def _running(self, now_s: float, slot: Slot) -> int:
         """The task that runs; the last one if all are over."""
@@ -245,11 +291,8 @@ class Fleet:
 
     def _over(self, now_s: float, worker: Worker) -> None:
         """Delete a message, with all others that were over before the recorder came to it."""
-        if now_s > worker.writing_s:
-            worker.writing_s = max(now_s, worker.writing_s + self.cloud.table_s + self.cloud.delete_s)
-            worker.deletes = 0
-        self.meter.count.deletes += worker.deletes % self.cloud.delete_batch == 0
-        worker.deletes += 1
+        together = worker.over(now_s, self.cloud.table_s + self.cloud.delete_s)
+        self.meter.count.deletes += together % self.cloud.delete_batch == 0
 
     def _send(self, now_s: float, parcels: list[Parcel], what: int = ARRIVE) -> None:
         for number, batch in enumerate(self._count_sends(parcels), 1):
@@ -263,19 +306,9 @@ class Fleet:
         return batches
 
     def _keep(self, now_s: float, worker: Worker) -> None:
-        """All extensions since the last look: those due at a third of the lease take along those at a quarter."""
-        lease_s, due_s = self.setup.lease_s, worker.due_s
-        while due_s <= now_s:
-            extended, next_s = 0, math.inf
-            for slot in worker.slots:
-                if slot.parcel is not None:
-                    if due_s >= slot.renewed_s + lease_s / 4:
-                        slot.renewed_s = due_s
-                        extended += 1
-                    next_s = min(next_s, slot.renewed_s + lease_s / 3)
-            self.meter.count.extends += -(-extended // self.cloud.delete_batch)
-            due_s = next_s
-        worker.due_s = due_s
+        if now_s >= worker.due_s:
+            for extended in worker.extend(now_s, self.setup.lease_s):
+                self.meter.count.extends += -(-extended // self.cloud.delete_batch)
 
     # -- preemption ---------------------------------------------------------------------------------
 
@@ -291,6 +324,7 @@ class Fleet:
         """Drain: what isn't running goes back at once, as one message for each slot."""
         if not worker.up:
             return
+        worker.crowded = not worker.free
         worker.up, worker.hungry_s, worker.free = False, None, []
         killed = self._random.random() < self.setup.killed
         notice_s = 0.0 if killed or not self._grace_s else self.cloud.notice_s
@@ -298,8 +332,7 @@ class Fleet:
         self._taken.append((taken_s, back_s, len(worker.slots)))
         self._noticed.append((now_s, back_s, len(worker.slots)))
         self.out.preempted += 1
-        if now_s >= worker.due_s:
-            self._keep(now_s, worker)
+        self._keep(now_s, worker)
         if notice_s:
             for slot in self._busy(worker):
                 self._give_rest(now_s, slot)
@@ -315,11 +348,15 @@ class Fleet:
     def _give_rest(self, now_s: float, slot: Slot) -> None:
         running = self._running(now_s, slot)
         if running + 1 < slot.stop:
-            self._send(now_s + self._lag_s, [Parcel(running + 1, slot.stop)], RETURN)
-            slot.stop = running + 1
-            slot.end_s = slot.begun_s + self._at[slot.stop] - self._at[slot.first]
+            self._send(now_s + self._lag_s, [Parcel(running + 1, slot.stop)], self._goes_to(slot))
+            self._keep_until(slot, running + 1)
             slot.version += 1
-            self._watch(now_s, slot)
+            self._watch(now_s, slot, math.inf)
+
+    def _goes_to(self, slot: Slot) -> int:
+        """To the lane that is received first, if there are others for whom the rest would have to wait."""
+        assert slot.parcel is not None
+        return FRONT if self.setup.front and slot.worker.crowded and slot.parcel.kind == PLAIN else ARRIVE
 
     def _take(self, now_s: float, worker: Worker) -> None:
         """The grace is over: what still runs is stopped and given back, at no cost to it."""
@@ -327,12 +364,13 @@ class Fleet:
             last = slot.stop - 1
             self._ran(now_s, slot.first, last)
             self.out.lost_running_s += self._into(now_s, slot, last)
-            if self.cloud.counts_releases or slot.parcel != (last, last + 1, PLAIN):
-                self._send(now_s, [Parcel(last, last + 1)], RETURN)
+            where = self._goes_to(slot)
+            if where == FRONT or self.cloud.counts_releases or slot.parcel != (last, last + 1, PLAIN):
+                self._send(now_s, [Parcel(last, last + 1)], where)
                 self._over(now_s, worker)
             else:
                 self.meter.count.releases += 1
-                self._later(now_s + self.cloud.delete_s, RETURN, [slot.parcel])
+                self._later(now_s + self.cloud.delete_s, ARRIVE, [slot.parcel])
             self._free(now_s, slot)
         worker.free = []
 
@@ -348,7 +386,7 @@ class Fleet:
         self.out.lost_running_s += self._into(now_s, slot, running)
         self.out.twin_tasks += parcel.stop - slot.stop
         kind = CAME_BACK if parcel.stop - parcel.first > 1 else CHECKED
-        self._later(slot.renewed_s + self.setup.lease_s, RETURN, [parcel._replace(kind=kind)])
+        self._later(slot.renewed_s + self.setup.lease_s, ARRIVE, [parcel._replace(kind=kind)])
         self._free(now_s, slot)
         slot.worker.free = []
 

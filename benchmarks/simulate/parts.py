@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from mtask.worker.leases import ALONG
 
 __all__ = ["CAME_BACK", "CHECKED", "PLAIN", "Parcel", "Slot", "Worker"]
 
@@ -39,9 +42,12 @@ class Worker:
 
     __slots__ = (
         "asked_s",
+        "crowded",
         "deletes",
         "due_s",
         "free",
+        "from_front",
+        "front_at_s",
         "hungry_s",
         "slots",
         "up",
@@ -56,7 +62,32 @@ class Worker:
         """Since when it waits for a message."""
         self.asked_s = 0.0
         """The receiver is under way until then."""
+        self.front_at_s, self.from_front = 0.0, False
+        """When it looks into the front lane again, and whether its latest messages came from there."""
+        self.crowded = False
+        """Was no slot free when the notice came?"""
         self.writing_s, self.deletes = 0.0, 0
         """When the recorder begins, or began, its latest round, and how many messages are deleted in it."""
         self.due_s = math.inf
         """When the next lease has to be extended."""
+
+    def over(self, now_s: float, round_s: float) -> int:
+        """One more message is over; returns how many the recorder, whose rounds take so long, found before it."""
+        if now_s > self.writing_s:
+            self.writing_s = max(now_s, self.writing_s + round_s)
+            self.deletes = 0
+        self.deletes += 1
+        return self.deletes - 1
+
+    def extend(self, now_s: float, lease_s: float) -> Iterator[int]:
+        """How many leases were extended each time since the last look: what is due at a third takes others along."""
+        while self.due_s <= now_s:
+            extended, next_s = 0, math.inf
+            for slot in self.slots:
+                if slot.parcel is not None:
+                    if self.due_s >= slot.renewed_s + ALONG * lease_s:
+                        slot.renewed_s = self.due_s
+                        extended += 1
+                    next_s = min(next_s, slot.renewed_s + lease_s / 3)
+            yield extended
+            self.due_s = next_s

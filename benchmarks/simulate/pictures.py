@@ -24,10 +24,7 @@ TASKS, FLEET = 200_000, 20
 
 def draw(folder: Path) -> list[Path]:
     """Write them; returns their paths."""
-    costs = {
-        (cloud, split): [_cost(cloud, split, task_s) for task_s in TASK_S]
-        for cloud, split in (("aws", "now"), ("aws", "share"), ("gcp", "now"), ("azure", "now"))
-    }
+    costs = {cloud: [_cost(cloud, task_s) for task_s in TASK_S] for cloud in ("aws", "gcp", "azure")}
     pictures = {"bound": _bound(), "requests": _requests(costs), "dollars": _dollars(costs)}
     paths = []
     for name, svg in pictures.items():
@@ -36,26 +33,25 @@ def draw(folder: Path) -> list[Path]:
     return paths
 
 
-def _cost(cloud: str, split: str, task_s: float) -> Outcome:
+def _cost(cloud: str, task_s: float) -> Outcome:
     times_s = task_times(f"constant:{task_s}", TASKS, seed=1)
-    return simulate(Setup(times_s, FLEET, cloud=CLOUDS[cloud], split=split))
+    return simulate(Setup(times_s, FLEET, cloud=CLOUDS[cloud]))
 
 
 def _bound() -> str:
-    names = ("no preemption", "one an hour", "… given back first", "… and longest first")
-    lines = {name: Line(name, []) for name in names}
+    lines = {name: Line(name, []) for name in ("no preemption", "one an hour", "… and longest first")}
+    lines["last"] = Line("… given back last", [], dashed=True)
     greedy = Line("costless greedy", [], dashed=True)
     for slots in SLOTS:
         times_s = task_times("lognormal:60:0.7", TASKS_A_SLOT * slots, seed=1)
         setup = Setup(times_s, slots, cloud=CLOUDS["aws"])
         hourly = replace(setup, preempt_per_hour=1.0)
-        first = replace(hourly, returns_first=True)
-        both = replace(first, times_s=np.sort(times_s)[::-1])
-        for name, case in zip(names, (setup, hourly, first, both), strict=True):
+        longest = replace(hourly, times_s=np.sort(times_s)[::-1], per_message=1)
+        cases = (setup, hourly, longest, replace(hourly, front=False))
+        for line, case in zip(lines.values(), cases, strict=True):
             out = simulate(case)
-            lines[name].points.append((slots, out.bound_s / out.makespan_s))
-            if case is setup:
-                greedy.points.append((slots, out.bound_s / greedy_s(times_s, slots)))
+            line.points.append((slots, out.bound_s / out.makespan_s))
+        greedy.points.append((slots, max(times_s.max(), times_s.sum() / slots) / greedy_s(times_s, slots)))
     chart = Chart(
         f"{TASKS_A_SLOT} log-normal tasks a slot, mean 60 s, SQS",
         "slots",
@@ -68,31 +64,28 @@ def _bound() -> str:
     return chart.svg([*lines.values(), greedy])
 
 
-def _requests(costs: dict[tuple[str, str], list[Outcome]]) -> str:
-    def line(name: str, split: str) -> Line:
-        points = [
-            (task_s, out.count.requests / TASKS)
-            for task_s, out in zip(TASK_S, costs["aws", split], strict=True)
-        ]
-        return Line(name, points)
-
+def _requests(costs: dict[str, list[Outcome]]) -> str:
+    lines = [
+        Line(cloud, [(task_s, out.count.requests / TASKS) for task_s, out in zip(TASK_S, outs, strict=True)])
+        for cloud, outs in costs.items()
+    ]
     chart = Chart(
-        f"{TASKS:,} tasks on {FLEET} slots, SQS",
+        f"{TASKS:,} tasks on {FLEET} slots",
         "seconds a task",
         "queue requests a task",
         x_ticks=[0.01, 0.1, 1, 10, 100],
         y_ticks=[0.001, 0.01, 0.1, 1, 10],
     )
     goal = Line("0.05", [(0.01, 0.05), (100, 0.05)], dashed=True)
-    return chart.svg([line("as it is", "now"), line("pieces by share", "share"), goal])
+    return chart.svg([*lines, goal])
 
 
-def _dollars(costs: dict[tuple[str, str], list[Outcome]]) -> str:
+def _dollars(costs: dict[str, list[Outcome]]) -> str:
     def line(cloud: str) -> Line:
         price = CLOUDS[cloud]
         points = [
             (task_s, (price.queue_dollars(out.count) + price.table_dollars(out.count)) * 1e6 / TASKS)
-            for task_s, out in zip(TASK_S, costs[cloud, "now"], strict=True)
+            for task_s, out in zip(TASK_S, costs[cloud], strict=True)
         ]
         return Line(cloud, points)
 

@@ -39,8 +39,9 @@ CASES = (
     Case(200, "uniform:0.05:0.5", workers=2, slots_per_worker=4),
     Case(200, "uniform:0.05:0.5", workers=2, slots_per_worker=8),
     Case(200, "uniform:0.05:0.5", workers=3, slots_per_worker=8),
-    Case(200, "uniform:0.05:0.5", workers=2, slots_per_worker=8, per_message=20, split_after_s=1.0),
-    Case(400, "constant:0.1", workers=2, slots_per_worker=4, per_message=50, split_after_s=1.0),
+    # Before a message is cut, the heartbeats and the count must have been read: that takes two seconds.
+    Case(800, "uniform:0.05:0.5", workers=2, slots_per_worker=8, per_message=40, split_after_s=6.0),
+    Case(1600, "constant:0.1", workers=2, slots_per_worker=4, per_message=100, split_after_s=6.0),
 )
 
 

@@ -29,10 +29,8 @@ class Setup:
     """From the loss of a worker until another takes its place."""
     lease_s: float = 60.0
     split_after_s: float = 10.0
-    split: str = "now"
-    """One of SPLITS."""
-    returns_first: bool = False
-    """What was given back, or came back, is received before what waits already; else after it."""
+    front: bool = True
+    """What a draining worker gives back goes to a lane that is received first; else behind all others."""
     per_message: int | None = None
     row_bytes: int = 40
     start_s: float = 0.0

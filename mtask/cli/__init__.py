@@ -9,7 +9,6 @@ import sys
 import click
 
 import mtask
-from mtask.start import import_msgspec
 
 __all__ = ["cli", "main"]
 
@@ -72,7 +71,6 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the command; turns errors into one message and an exit status."""
-    import_msgspec()
     from mtask.errors import MtaskError
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mtask.errors import UsageError
+from mtask.start import import_msgspec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,10 +86,16 @@ class Whole(click.ParamType[int]):
 
 
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--queue and --table."""
+    """--queue and --table, of all commands that use them; these begin by importing what they need, quickly."""
+
+    @functools.wraps(command)
+    def begin(*args: Any, **options: Any) -> Any:
+        import_msgspec()
+        return command(*args, **options)
+
     table = click.option("--table", metavar="URL", help="Where results are kept.  [default: with the queue]")
     queue = click.option("--queue", metavar="URL", help=f"The queue.  [default: {DEFAULT_PATH}]")
-    return queue(table(command))
+    return queue(table(begin))
 
 
 def quiet(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text
 from mtask.cli.task_options import task_options
-from mtask.cli.work import slot_options, work_until, worker_options
+from mtask.cli.work import Saying, make_worker, slot_options, work_until, worker_options
 
 if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
-    from mtask.requirements import Requirements
     from mtask.sources import Source
     from mtask.submit import Prepared
+    from mtask.worker.supervisor import Worker
 
 __all__ = ["run", "submit"]
 
@@ -56,20 +56,31 @@ def run(
     shown = not (quiet or as_json)
     source = _opened(tasks, options, here=True)
 
-    def on_needs(needs: Sequence[Requirements], say: Callable[[str], None]) -> None:
+    saying = Saying()
+    made: list[Worker] = []
+
+    def on_checked(prepared: Prepared, say: Callable[[str], None]) -> None:
         from mtask.cli.needs import tags_here
 
-        worker_settings["tags"] = tags_here(needs, slots, alone=alone, say=say)
+        needs = prepared.placing.needs
+        tags = tags_here(needs, slots, alone=alone, say=say)
+        made.append(make_worker(manager, say=saying, slots=slots, tags=tags, **worker_settings))
+        if prepared.spec.kind == "call" and len(needs) == 1:
+            made[0].warm(needs[0], prepared.total)  # while the tasks are sent
 
     with connect(queue, table) as manager:
-        bag, sent = _submit(manager, source, options, shown, on_needs)
-        if shown:
-            _announce(bag, sent)
-            _warn_of_others(manager, bag)
-        began_s, before = time.monotonic(), bag.counts().ended
-        finished = bag.finished() or work_until(
-            manager, bag, slots=slots, shown=shown, quiet=quiet, **worker_settings
-        )
+        finished = True
+        try:
+            bag, sent = _submit(manager, source, options, shown, on_checked)
+            if shown:
+                _announce(bag, sent)
+                _warn_of_others(manager, bag)
+            began_s, before = time.monotonic(), bag.counts().ended
+            if not bag.finished():
+                finished = work_until(made.pop(), bag, saying=saying, shown=shown, quiet=quiet)
+        finally:
+            for each in made:
+                each.discard()
         return _conclude(bag, slots, time.monotonic() - began_s, before, finished, quiet, as_json)
 
 
@@ -112,14 +123,15 @@ def submit(
     shown, starts = not (quiet or as_json), "mtask worker"
     source = _opened(tasks, options, here=False)
 
-    def on_needs(needs: Sequence[Requirements], say: Callable[[str], None]) -> None:
+    def on_checked(prepared: Prepared, say: Callable[[str], None]) -> None:
         nonlocal starts
+        needs = prepared.placing.needs
         starts, now = worker_for(needs), time.time()
         for note in of_workers(needs, [worker for worker in manager.table.workers() if worker.alive(now)]):
             say(note)
 
     with connect(queue, table) as manager:
-        bag, sent = _submit(manager, source, options, shown, on_needs)
+        bag, sent = _submit(manager, source, options, shown, on_checked)
         if as_json:
             from mtask.cli.render import print_json
 
@@ -153,11 +165,11 @@ def _submit(
     source: Source,
     options: dict[str, Any],
     shown: bool,
-    on_needs: Callable[[Sequence[Requirements], Callable[[str], None]], None],
+    on_checked: Callable[[Prepared, Callable[[str], None]], None],
 ) -> tuple[BagHandle, int]:
     """The bag, and how many of its tasks were sent just now.
 
-    `on_needs` gets what the tasks need, before any is sent, and something to say a line with; it may raise.
+    `on_checked` gets the tasks, before any is sent, and something to say a line with; it may raise.
     """
     sent = 0
     line = _Line(shown and sys.stderr.isatty())
@@ -169,12 +181,12 @@ def _submit(
             line.clear()
             click.echo(text, err=True)
 
-    def on_checked(prepared: Prepared) -> None:
+    def on_prepared(prepared: Prepared) -> None:
         from mtask.cli.needs import of_rows
 
         for note in of_rows(prepared):
             say(note)
-        on_needs(prepared.placing.needs, say)
+        on_checked(prepared, say)
 
     def on_sent(through: int) -> None:
         nonlocal sent
@@ -186,7 +198,7 @@ def _submit(
             source,
             run=template,
             on_rows=lambda n: line.show(f"{tasks_text(n)} checked"),
-            on_checked=on_checked,
+            on_checked=on_prepared,
             on_sent=on_sent,
             **given,
         )

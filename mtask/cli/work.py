@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mtask.manager import BagHandle, Manager
     from mtask.worker.supervisor import Worker
 
-__all__ = ["slot_options", "work_until", "worker", "worker_options"]
+__all__ = ["Saying", "make_worker", "slot_options", "work_until", "worker", "worker_options"]
 
 CHECKPOINTS = ".mtask/checkpoints"
 
@@ -136,7 +136,7 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         check(settings["checkpoints"])
     settings["tags"] = settings["tags"] or ()
     with connect(queue, table) as manager:
-        made = _make(manager, say=_say, alone=False, **settings)
+        made = make_worker(manager, say=_say, alone=False, **settings)
         if not quiet:
             slots = "1 slot" if len(made.slots) == 1 else f"{len(made.slots)} slots"
             click.echo(f"worker {made.name}: {slots}, takes tasks from {manager.place}", err=True)
@@ -151,14 +151,22 @@ def _say(text: str) -> None:
     click.echo(f"mtask: {text}", err=True)
 
 
-def work_until(
-    manager: Manager, bag: BagHandle, *, slots: int, shown: bool, quiet: bool, **settings: Any
-) -> bool:
+class Saying:
+    """Passes lines on to whoever shows them just now."""
+
+    def __init__(self) -> None:
+        self.to: Callable[[str], None] = _say
+
+    def __call__(self, text: str) -> None:
+        self.to(text)
+
+
+def work_until(made: Worker, bag: BagHandle, *, saying: Saying, shown: bool, quiet: bool) -> bool:
     """Work here until the bag is finished; False: interrupted before that."""
     from mtask.progress import Progress, Ticker
 
-    with Progress(bag, shown=shown, busy=lambda: made.busy()) as progress:
-        made = _make(manager, say=progress.say, slots=slots, **settings)
+    with Progress(bag, shown=shown, busy=made.busy) as progress:
+        saying.to = progress.say
         ticker = Ticker(progress)
         with _signals(made, quiet=quiet, say=progress.say):
             ticker.start()
@@ -169,7 +177,7 @@ def work_until(
     return bag.finished()
 
 
-def _make(manager: Manager, *, say: Callable[[str], None], **settings: Any) -> Worker:
+def make_worker(manager: Manager, *, say: Callable[[str], None], **settings: Any) -> Worker:
     from mtask.worker.supervisor import Options, Worker
 
     return Worker(manager.queue, manager.table, Options(**settings), say=say)

@@ -122,7 +122,7 @@ class _Faulty:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._real, name)
-        if not callable(attribute) or name == "close":
+        if not callable(attribute) or name in ("close", "wake"):
             return attribute
         return lambda *args, **kwargs: self._faults.call(self._side, name, lambda: attribute(*args, **kwargs))
 

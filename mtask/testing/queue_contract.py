@@ -55,6 +55,15 @@ class QueueContract(LanesContract):
         assert queue.receive(max_messages=1, lease_s=self.short_s, wait_s=0.3) == []
         assert 0.25 <= time.monotonic() - started < 0.3 + self.patience_s
 
+    def test_one_that_is_woken_loses_nothing(self, queue: Queue) -> None:
+        queue.wake()
+        waker = threading.Timer(0.1, queue.wake)
+        waker.start()
+        assert queue.receive(max_messages=1, lease_s=self.short_s, wait_s=0.3) == []
+        waker.join()
+        queue.send([a_message(0)])
+        assert self.take_one(queue).body == a_message(0).encode()
+
     def test_it_returns_no_more_than_asked_for(self, queue: Queue) -> None:
         queue.send(messages(5))
         assert len(queue.receive(max_messages=2, lease_s=100 * self.short_s, wait_s=self.patience_s)) in (

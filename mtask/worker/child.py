@@ -153,7 +153,6 @@ class Child:
         self.job, self.flushed_ns = job, time.monotonic_ns()
         self._mend_outputs()
         caller = self._caller(message)
-        self.used.look()  # importing is nobody's
         self.context.uid = message.uid
         expires_at = None if message.attempt else message.expires_at
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
@@ -278,6 +277,8 @@ class Child:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
             except BaseException as error:
                 return describe(error, Reason.START)
+            finally:
+                self.used.look()  # importing is nobody's
         return self.callers[key]
 
     def _keep(self, offset: int, line: bytes, *, done: bool) -> None:

@@ -6,9 +6,7 @@ import contextlib
 import os
 import queue
 import selectors
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,10 +21,11 @@ from mtask.requirements import Capabilities
 from mtask.template import Template, shell_environment, split_command, text_of
 from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
-from mtask.worker.orphans import MARK, scratch_prefix
-from mtask.worker.output import new_output, take_tail
+from mtask.worker.orphans import MARK
+from mtask.worker.output import take_tail
 from mtask.worker.room import Share
 from mtask.worker.runner import HOSTNAME, Host, Runner, failed_attempt, why_it_died
+from mtask.worker.sandbox import Sandbox
 
 __all__ = ["CommandRunner"]
 
@@ -45,9 +44,9 @@ class CommandRunner(Runner):
 
     def __init__(self, host: Host, *, machine: Capabilities | None = None) -> None:
         super().__init__(host, machine=machine)
-        self._stdout, self._stderr = new_output(), new_output()
+        self._sandbox, self._spare = Sandbox(host.name), Sandbox(host.name)
+        """Of the command that runs, and of the next one: that is started before this one's is cleaned."""
         self._null = os.open(os.devnull, os.O_RDONLY)
-        self._scratch = ""
         self._makers: dict[
             tuple[str, tuple[str, ...]], Callable[[list[Any]], tuple[list[str], dict[str, str]]]
         ] = {}
@@ -94,7 +93,7 @@ class CommandRunner(Runner):
         return self.jobs[0], self.jobs[0].got, time.monotonic() - self._started_s
 
     def outputs(self) -> tuple[int, int]:
-        return self._stdout, self._stderr
+        return self._sandbox.outputs
 
     # -- one command --------------------------------------------------------------------------------
 
@@ -119,6 +118,7 @@ class CommandRunner(Runner):
         argv: list[str] = []
         try:
             argv, environment = self._command(job, row)
+            stdout, stderr = self._sandbox.outputs
             with pinned(job.share):
                 self.pid = os.posix_spawnp(
                     argv[0],
@@ -126,8 +126,8 @@ class CommandRunner(Runner):
                     environment,
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, self._null, 0),
-                        (os.POSIX_SPAWN_DUP2, self._stdout, 1),
-                        (os.POSIX_SPAWN_DUP2, self._stderr, 2),
+                        (os.POSIX_SPAWN_DUP2, stdout, 1),
+                        (os.POSIX_SPAWN_DUP2, stderr, 2),
                     ],
                     setpgroup=0,
                     setsigdef=_DEFAULT_SIGNALS,
@@ -149,17 +149,16 @@ class CommandRunner(Runner):
     def _command(self, job: Job, row: list[Any]) -> tuple[list[str], dict[str, str]]:
         """(argv, environment) of a task. Raises ValueError when the row has no command in it."""
         spec, message = job.held.bag.spec, job.held.message
-        if not self._scratch:
-            self._scratch = tempfile.mkdtemp(prefix=scratch_prefix(self.host.name))
+        scratch = self._sandbox.scratch()
         environment = {
             **self._environment(job.share),
-            "TMPDIR": self._scratch,
-            "MTASK_SCRATCH": self._scratch,
+            "TMPDIR": scratch,
+            "MTASK_SCRATCH": scratch,
             "MTASK_BAG": message.bag,
             "MTASK_INDEX": str(message.first + job.got),
             "MTASK_ID": job.held.id_of(job.got) or "",
             "MTASK_ATTEMPT": str(message.attempt + 1),
-            "MTASK_CHECKPOINT_DIR": self._checkpoint(job),
+            "MTASK_CHECKPOINT_DIR": self._checkpoint(job, job.got),
         }
         key = (message.uid, message.columns)
         if key not in self._makers:
@@ -174,8 +173,8 @@ class CommandRunner(Runner):
             self._surroundings = share, {**os.environ, **own, MARK: self.host.name}
         return self._surroundings[1]
 
-    def _checkpoint(self, job: Job) -> str:
-        return task.place_of(self._checkpoints, job.held.bag.uid, job.held.message.first + job.got)
+    def _checkpoint(self, job: Job, offset: int) -> str:
+        return task.place_of(self._checkpoints, job.held.bag.uid, job.held.message.first + offset)
 
     def _remove_checkpoint(self, place: str) -> None:
         if "://" not in place:
@@ -190,87 +189,82 @@ class CommandRunner(Runner):
         self._signal(signal.SIGKILL)  # what it has started goes with it
         _, wait_status, usage = os.wait4(self.pid, 0)
         wall_s = time.monotonic() - self._started_s
-        self.host.selector.unregister(self._pidfd)
-        os.close(self._pidfd)
         self.pid = 0
         status, cause, job = os.waitstatus_to_exitcode(wait_status), self._cause, self.jobs[0]
-        self._clean_scratch()
-        if cause is not None and not cause.is_failure:
-            return self._stopped()
         fields: dict[str, Any] = {
             "exit_code": status,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
             "peak_bytes": usage.ru_maxrss * 1024,
         }
         if status == 0 and cause is None:
-            result = self._done(job, wall_s, fields)
-        else:
-            error = why_it_died(status) if cause is None else self._why_stopped(job)
-            result = failed_attempt(self, job, job.got, error, wall_s, **fields)
-            if cause is None and (said := result.stderr.strip()):
-                text = f"{error.message}: {said.splitlines()[-1][-500:]}"
-                result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=text))
-        if result.state is State.DONE:
-            self._remove_checkpoint(self._checkpoint(job))
+            return self._done(job, wall_s, fields)
+        self._forget(self._pidfd)
+        self._sandbox.clean()
+        if cause is not None and not cause.is_failure:
+            return self._stopped()
+        error = why_it_died(status) if cause is None else self._why_stopped(job)
+        result = failed_attempt(self, job, job.got, error, wall_s, **fields)
+        if cause is None and (said := result.stderr.strip()):
+            text = f"{error.message}: {said.splitlines()[-1][-500:]}"
+            result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=text))
         self._cause = self._meant = None  # nothing is about to go any more
         job.got += 1
         self.host.attempts_ended(job, [result], len(result.stdout) + len(result.stderr))
         self._next()
 
-    def _done(self, job: Job, wall_s: float, fields: dict[str, Any]) -> Result:
-        message = job.held.message
-        return Result(
+    def _done(self, job: Job, wall_s: float, fields: dict[str, Any]) -> None:
+        """The next command is started first, and runs while this one's end is written down."""
+        offset, started_at, pidfd, sandbox = job.got, self._started_at, self._pidfd, self._sandbox
+        self._sandbox, self._spare = self._spare, sandbox
+        job.got += 1
+        self._next()
+        self._forget(pidfd)
+        message, tail_bytes = job.held.message, job.held.bag.spec.tail_bytes
+        stdout, stderr = (take_tail(fd, tail_bytes) for fd in sandbox.outputs)
+        sandbox.clean()
+        result = Result(
             bag=message.bag,
-            index=message.first + job.got,
+            index=message.first + offset,
             state=State.DONE,
-            id=job.held.id_of(job.got),
-            stdout=take_tail(self._stdout, job.held.bag.spec.tail_bytes),
-            stderr=take_tail(self._stderr, job.held.bag.spec.tail_bytes),
+            id=job.held.id_of(offset),
+            stdout=stdout,
+            stderr=stderr,
             attempt=message.attempt + 1,
             worker=self.host.name,
             host=HOSTNAME,
             queued_at=message.sent_at,
-            started_at=round(self._started_at, 6),
-            finished_at=round(self._started_at + wall_s, 6),
+            started_at=round(started_at, 6),
+            finished_at=round(started_at + wall_s, 6),
             wall_s=round(wall_s, 9),
             **fields,
         )
+        self._remove_checkpoint(self._checkpoint(job, offset))
+        self.host.attempts_ended(job, [result], len(stdout) + len(stderr))
+
+    def _forget(self, pidfd: int) -> None:
+        self.host.selector.unregister(pidfd)
+        os.close(pidfd)
 
     def _stopped(self) -> None:
         """The task was stopped, not tried: it and what is behind it go back to the worker."""
-        take_tail(self._stdout), take_tail(self._stderr)
+        for fd in self._sandbox.outputs:
+            take_tail(fd)
         rests = [job.rest() for job in self.jobs if job.left]
         self.jobs.clear()
         self._rows.clear()
         self._cause = self._meant = None
         self.host.left_over(rests)
 
-    def _clean_scratch(self) -> None:
-        """Leave an empty directory to the next command: the same, if this one kept it so."""
-        try:
-            directory = os.open(self._scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if not os.listdir(directory):
-                    return
-            finally:
-                os.close(directory)
-        except OSError:
-            pass  # it was removed, or a link put in its place
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch = ""
-
     def close(self) -> None:
         if self.pid:
             self._signal(signal.SIGKILL)
             os.wait4(self.pid, 0)
-            self.host.selector.unregister(self._pidfd)
-            os.close(self._pidfd)
+            self._forget(self._pidfd)
             self.pid = 0
         self.jobs.clear()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        for fd in (self._stdout, self._stderr, self._null):
-            os.close(fd)
+        self._sandbox.close()
+        self._spare.close()
+        os.close(self._null)
         if self._remover is not None:
             self._remover.places.put(None)
             self._remover.join(LAST_REMOVALS_S)

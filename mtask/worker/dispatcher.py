@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from mtask.model import Bag
+from mtask.packing import piece_size
 from mtask.queue import QueueLimits
-from mtask.requirements import DEFAULT_LANE, Requirements
+from mtask.requirements import DEFAULT_LANE, Lane, Requirements
 from mtask.worker.held import Job
 from mtask.worker.options import Options
 from mtask.worker.receiver import Receiver, Wish
@@ -34,21 +36,40 @@ class Dispatcher:
         recorder: Recorder,
         limits: QueueLimits,
         options: Options,
+        ahead: Callable[[Bag], float] = lambda _: 0.0,
     ) -> None:
+        """`ahead`: how many tasks of a bag each slot of all workers has ahead of it; 0: unknown."""
         self._slots, self._room = slots, room
         self._receiver, self._recorder = receiver, recorder
-        self._limits, self._options = limits, options
+        self._limits, self._options, self._ahead = limits, options, ahead
         self.ready: deque[Job] = deque()
         self.rounds = 0
         """How many requests of the receiver have been looked at."""
         self._message_s: float | None = None
+        self._list_front: Callable[[Lane], None] | None = None
 
     def job_over(self, took_s: float) -> None:
         """The pace of late says how many messages may wait behind one that runs."""
         self._message_s = took_s if self._message_s is None else 0.8 * self._message_s + 0.2 * took_s
 
+    def warm(self, needs: Requirements, tasks: int) -> None:
+        """Get ready for so many function tasks; not for such as have GPUs or cores of their own, of which each
+        slot's are others."""
+        share = self._room.take(needs)
+        if share is None or share.gpus or share.cores:
+            return
+        self._room.give(share)
+        for slot in self._slots[: min(tasks, self._room.copies(needs))]:
+            slot.warm(share)
+
     def dispatch(self) -> None:
         """Start what can be started, and ask the receiver for as much as there is room for."""
+        behind = room_behind(self._message_s)
+        # Asked for by halves: a request for one message takes nearly as long as one for sixteen.
+        enough = behind + 1 - behind // 2
+        if not self.ready and all(len(slot.jobs) >= enough for slot in self._slots):
+            self._receiver.want(None, self.rounds)
+            return
         for slot in self._slots:
             if slot.share is not None and not slot.jobs:
                 self._room.give(slot.share)
@@ -57,7 +78,6 @@ class Dispatcher:
             return
         while self.ready and self._start(self.ready[0]):
             self.ready.popleft()
-        behind = room_behind(self._message_s)
         while behind and self.ready:
             front = self._slot_behind(self.ready[0])
             if front is None or len(front.jobs) > behind:
@@ -67,7 +87,7 @@ class Dispatcher:
         wish = None
         # What is ready and doesn't fit is waited for: small tasks must not take its place for ever.
         if not self.ready and not self._recorder.full():
-            queued = self._queued(behind) if behind else {}
+            queued = self._queued(behind, enough) if behind else {}
             space = self._room.space()
             wish = Wish(space, queued) if space.slots or queued else None
         self._receiver.want(wish, self.rounds)
@@ -80,14 +100,14 @@ class Dispatcher:
         others = [slot for slot in self._slots if _may_wait_behind(job, slot)]
         return min(others, key=lambda slot: len(slot.jobs), default=None)
 
-    def _queued(self, behind: int) -> Mapping[Requirements, int]:
+    def _queued(self, behind: int, enough: int) -> Mapping[Requirements, int]:
         """How many more messages may wait behind those that run, by what these need."""
         found: defaultdict[Requirements, int] = defaultdict(int)
         ordinary = 0  # counted apart, for this is on the fast path
         for slot in self._slots:
             jobs = slot.jobs
-            more = behind + 1 - max(1, len(jobs))
-            if more > 0:
+            if len(jobs) < enough:
+                more = behind + 1 - max(1, len(jobs))
                 lane = jobs[0].held.lane if jobs else DEFAULT_LANE
                 if not lane.name:
                     ordinary += more
@@ -146,19 +166,31 @@ class Dispatcher:
         if running is None:
             return
         held, since_s = running[0].held, running[2]
-        mine = sum(job.left for job in runner.jobs if job.held is held)
-        slow = mine > 1 and held.age_s() > self._options.split_after_s and self._limits.workers_send
+        size = self._piece_size(runner, *running) if self._limits.workers_send else None
         stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
-        if not (slow or stuck):
+        if not (size or stuck):
             return
         self._message_s = None
         for rest in runner.cut():
             if rest.held is not held:
                 self.ready.append(rest)
-            elif slow:
-                self._recorder.hand_on(held, rest.pieces(self._options.split_after_s / 2))
+            elif size:
+                self._recorder.hand_on(held, rest.pieces(size))
             else:
                 runner.start(rest)
+
+    def _piece_size(self, runner: Runner, job: Job, offset: int, since_s: float) -> int | None:
+        """How many tasks go into each piece of the message whose task at `offset` runs; None: it isn't cut."""
+        held, after_s = job.held, self._options.split_after_s
+        left = job.stop - offset - 1
+        left += sum(other.left for other in runner.jobs if other.held is held and other is not job)
+        took_s = held.took_s(since_s)
+        if not left or took_s <= after_s / 2:
+            return None
+        ahead = self._ahead(held.bag)  # asked for in time: who is asked reads it now and then only
+        if took_s <= after_s:
+            return None
+        return piece_size(left, begun=offset + 1, took_s=took_s, ahead=ahead, least_s=after_s / 2)
 
     def give_back_stuck(self) -> None:
         """What found no slot within `STUCK_S` may find one elsewhere; but not what room is being made for."""
@@ -173,14 +205,24 @@ class Dispatcher:
         ):
             self.give_back(self.ready.pop())
 
+    def drain(self, list_lane: Callable[[Lane], None]) -> None:
+        """From now on what is given back goes where it is received first, if it would have to wait for others;
+        `list_lane` has such a lane entered in the list that workers read."""
+        if all(slot.jobs for slot in self._slots):  # else there is nothing in the queue to wait for
+            self._list_front = list_lane
+
     def give_back(self, job: Job) -> None:
         """To the queue, for anyone, at no cost to the tasks."""
-        if job.held.lost:
+        held = job.held
+        if held.lost:
             return
-        if job.whole:
-            self._recorder.release(job.held)
+        if self._list_front is not None and self._limits.workers_send and held.front is not None:
+            self._list_front(held.front)
+            self._recorder.hand_on(held, [held.in_front(held.front, job.got, job.stop)])
+        elif job.whole:
+            self._recorder.release(held)
         elif self._limits.workers_send:
-            self._recorder.hand_on(job.held, [job.held.part(job.got, job.stop)])
+            self._recorder.hand_on(held, [held.part(job.got, job.stop)])
         # else: with the rest of its message, when the worker stops
 
     def give_back_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import selectors
@@ -89,6 +90,11 @@ class FunctionRunner(Runner):
         job.began_s = time.monotonic()
         self.jobs.append(job)
         self._write(frame(JOB, job.serial, job.start, job.held.body))
+
+    def warm(self, share: Share) -> None:
+        if self._process is None:
+            with contextlib.suppress(OSError):  # the first job tells
+                self._spawn(share)
 
     def cut(self) -> list[Job]:
         if not self.jobs:

@@ -8,8 +8,9 @@ import time
 import msgspec
 
 from mtask.errors import MessageError
-from mtask.model import EXPIRED, ID_COLUMN, Bag, Delivery, Message, Result, as_id
+from mtask.model import EXPIRED, FRONT_VERSION, ID_COLUMN, Bag, Delivery, Message, Result, as_id
 from mtask.packing import slice_message, split_rows
+from mtask.requirements import DEFAULT_LANE, Lane, find_lane, front_of
 from mtask.worker.room import Share
 
 __all__ = ["Held", "Job"]
@@ -24,6 +25,7 @@ class Held:
 
     __slots__ = (
         "bag",
+        "began_s",
         "body",
         "delivery",
         "ended_before",
@@ -32,7 +34,6 @@ class Held:
         "lease_s",
         "lost",
         "message",
-        "received_s",
         "renewed_s",
         "rows",
         "unsettled",
@@ -46,10 +47,12 @@ class Held:
         Raises MessageError for rows that don't match the message's count.
         """
         self.delivery, self.message, self.bag, self.body = delivery, message, bag, body
-        self.lease_s, self.received_s = lease_s, time.monotonic()
+        self.lease_s = lease_s
         self.renewed_s, self.expires_s = asked_s, asked_s + lease_s
+        self.began_s: float | None = None
+        """When its first task was seen to begin (monotonic clock): imports before that say nothing of its pace."""
         self.unsettled = message.count
-        self.lane = bag.lane(message.lane)
+        self.lane = find_lane(message.lane, bag.lanes) or DEFAULT_LANE
         """With what its tasks need."""
         self.ended_before: bool | None = None
         """Had its task a row, before its result was written? None: not looked at."""
@@ -84,6 +87,18 @@ class Held:
             message if self.deaths == message.deaths else msgspec.structs.replace(message, deaths=self.deaths)
         )
 
+    @property
+    def front(self) -> Lane | None:
+        """Where it may be given back to be received first; None for what workers died with: before that others
+        should come that do no harm."""
+        front = front_of(self.lane)
+        return front if front.front and not self.deaths else None
+
+    def in_front(self, lane: Lane, start: int, stop: int) -> Message:
+        """The same for such a lane."""
+        part = self.part(start, stop)
+        return msgspec.structs.replace(part, lane=lane.name, v=max(part.v, FRONT_VERSION))
+
     def single(self, index: int) -> Message:
         """A message of its own for the task of this index."""
         offset = index - self.message.first
@@ -117,8 +132,12 @@ class Held:
             finished_at=time.time(),
         )
 
-    def age_s(self) -> float:
-        return time.monotonic() - self.received_s
+    def took_s(self, since_s: float) -> float:
+        """How long its tasks have taken until now; the one that runs began `since_s` ago."""
+        now_s = time.monotonic()
+        if self.began_s is None:
+            self.began_s = now_s - since_s
+        return now_s - self.began_s
 
 
 class Job:
@@ -148,10 +167,8 @@ class Job:
         """Tasks without a result."""
         return self.stop - self.got
 
-    def pieces(self, seconds: float) -> list[Message]:
-        """Messages of its tasks, each of so many seconds at the pace seen; single ones where none was."""
-        task_s = self.held.age_s() / max(1, self.start)
-        size = max(1, int(seconds / task_s)) if self.start > 1 else 1
+    def pieces(self, size: int) -> list[Message]:
+        """Messages of so many of its tasks each."""
         cuts = range(self.start, self.stop, size)
         return [self.held.part(at, min(at + size, self.stop)) for at in cuts]
 

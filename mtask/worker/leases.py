@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +16,8 @@ from mtask.worker.service import Service
 __all__ = ["LeaseKeeper"]
 
 RETRY_S = 1.0
+ALONG = 1 / 8
+"""What is due takes along all leases of which so much is over: a request for ten costs as much as one for one."""
 
 
 class LeaseKeeper(Service):
@@ -30,12 +33,16 @@ class LeaseKeeper(Service):
         self._held: set[Held] = set()
         self._wake = threading.Condition()
         self._extending = threading.Lock()
+        self._looks_s = 0.0
+        """When the thread will look again."""
         self._stopped = False
 
     def add(self, held: Iterable[Held]) -> None:
         with self._wake:
-            self._held.update(held)
-            self._wake.notify()
+            for each in held:
+                self._held.add(each)
+                if _due_s(each) < self._looks_s:
+                    self._wake.notify()
 
     def forget(self, held: Iterable[Held]) -> None:
         """Stop extending these; returns when no extension of theirs is under way, so that their tokens hold."""
@@ -62,21 +69,18 @@ class LeaseKeeper(Service):
             with self._wake:
                 if self._stopped:
                     return
-                wait_s = self._wait_s()
-                if wait_s is None or wait_s > 0:
-                    self._wake.wait(wait_s)
+                self._looks_s = min(map(_due_s, self._held), default=math.inf)
+                wait_s = self._looks_s - time.monotonic()
+                if wait_s > 0:
+                    self._wake.wait(None if math.isinf(wait_s) else wait_s)
                     continue
             with self._extending:
                 self._extend()
 
-    def _wait_s(self) -> float | None:
-        due = min((held.renewed_s + held.lease_s / 3 for held in self._held), default=None)
-        return None if due is None else due - time.monotonic()
-
     def _extend(self) -> None:
         now = time.monotonic()
         with self._wake:
-            due = [held for held in self._held if now >= held.renewed_s + held.lease_s / 4]
+            due = [held for held in self._held if now >= held.renewed_s + ALONG * held.lease_s]
         gone: set[Held] = set()
         if self._queue.limits.extends:
             for lease_s in {held.lease_s for held in due}:
@@ -124,3 +128,8 @@ class LeaseKeeper(Service):
             held = held_by[id(old)]
             held.delivery, held.renewed_s, held.expires_s = new, asked_s, asked_s + lease_s
         return {held_by[id(delivery)] for delivery in extension.lost}
+
+
+def _due_s(held: Held) -> float:
+    """When it is to be extended, by the monotonic clock."""
+    return held.renewed_s + held.lease_s / 3

@@ -55,6 +55,7 @@ class Pulse(Service):
                     self._worker.limits.renew()
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
+                    self._worker.ahead.refresh()
                     self._worker.notes.well("table")
             except BackendError as error:
                 if not stopped:

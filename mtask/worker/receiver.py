@@ -15,7 +15,7 @@ from mtask.errors import BackendError, BagNotFoundError, MessageError, NewerMess
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
 from mtask.packing import check_rows, unfold
-from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, find_lane
 from mtask.table import Table
 from mtask.worker.bags import ELSEWHERE_S, Bags
 from mtask.worker.held import Held, Job
@@ -30,11 +30,12 @@ from mtask.worker.service import Service
 __all__ = ["Receiver", "Wish"]
 
 LONG_POLL_S = 20.0
-SHORT_POLL_S = 0.1
-"""Of a queue that sets no longest wait: to ask it costs next to nothing."""
+SHORT_POLL_S = 1.0
+"""Of a queue that sets no longest wait: to ask it costs next to nothing, and there may be a new lane."""
 AFTER_YOU_S = 0.3
 """Who has given back what it can't run is slower to ask again than those that may be able to."""
 LANES_POLL_S = 1.0
+LANES_SHORT_POLL_S = 0.1
 """With several lanes, so that none is waited at while there is something in another."""
 LOOK_S = 2.0
 """Between two looks at how much is in the lanes whose limits are used up."""
@@ -96,6 +97,8 @@ class Receiver(Service):
         self._rounds = 0
         self._asking = False
         self._looked_s = -LOOK_S
+        self.ended = False
+        """Will no further message come?"""
         self.held_back = False
         """Is there something in a lane that this worker serves, which only a limit keeps from starting?"""
         self._wake = threading.Condition()
@@ -107,9 +110,13 @@ class Receiver(Service):
         Without the rounds, messages on their way to the slots would be asked for twice.
         """
         with self._wake:
-            if rounds == self._rounds:
-                self._wish = wish
-                self._wake.notify()
+            if rounds != self._rounds or wish == self._wish:
+                return
+            self._wish = wish
+            self._wake.notify()
+            waits = self._asking and wish is None
+        if waits:
+            self._queue.wake()
 
     def quiet(self, rounds: int) -> bool:
         """Is nothing asked for, and nothing on its way to one who has seen so many `rounds`?"""
@@ -121,8 +128,16 @@ class Receiver(Service):
         with self._wake:
             self._stopped.set()
             self._wake.notify()
+        self._queue.wake()
 
     def work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self.ended = True
+            self._on_round()
+
+    def _serve(self) -> None:
         pause_s = 0.1
         while True:
             with self._wake:
@@ -159,10 +174,10 @@ class Receiver(Service):
         deliveries)."""
         limits = self._queue.limits
         # A lease may begin with the request or with the answer: it must be long enough for both.
-        wait_s = min(LONG_POLL_S if limits.wait_s < 3600 else SHORT_POLL_S, limits.wait_s, lease_s / 4)
-        lanes = self._lanes.in_turn()
-        if len(lanes) > 1:
-            wait_s = min(wait_s, LANES_POLL_S)
+        patient, lanes = limits.wait_s < 3600, self._lanes.in_turn()
+        wait_s = min(LONG_POLL_S if patient else SHORT_POLL_S, limits.wait_s, lease_s / 4)
+        if len({lane.name for lane in lanes if not lane.front}) > 1:
+            wait_s = min(wait_s, LANES_POLL_S if patient else LANES_SHORT_POLL_S)
         waits, refused = True, []
         for number, lane in enumerate(lanes):
             last = number == len(lanes) - 1
@@ -195,7 +210,7 @@ class Receiver(Service):
         if waits:
             with self._wake:
                 self._wake.wait_for(
-                    lambda: self._stopped.is_set() or self._wish != wish, min(wait_s, SHORT_POLL_S)
+                    lambda: self._stopped.is_set() or self._wish != wish, min(wait_s, LANES_SHORT_POLL_S)
                 )
         return DEFAULT_LANE, 0.0, []
 
@@ -276,7 +291,7 @@ class Receiver(Service):
             raise MessageError(f"there is no bag {message.bag!r} with the uid {message.uid!r}")
         if message.columns != bag.columns:
             raise MessageError(f"its columns are not those of bag {bag.name!r}")
-        if message.lane and message.lane not in {lane.name for lane in bag.lanes}:
+        if find_lane(message.lane, bag.lanes) is None:
             raise MessageError(f"bag {bag.name!r} has no lane {message.lane!r}")
         if message.expires_at is not None and bag.spec.expires_s is None:
             raise MessageError(f"it expires, and bag {bag.name!r} doesn't")

@@ -102,6 +102,9 @@ class Runner:
         """Run this job, after those already here."""
         raise NotImplementedError
 
+    def warm(self, share: Share) -> None:
+        """Do what can be done before the first job comes."""
+
     def cut(self) -> list[Job]:
         """Keep only the task that is running; returns the rest of its job and the jobs behind it."""
         raise NotImplementedError

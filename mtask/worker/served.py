@@ -13,6 +13,9 @@ from mtask.worker.turns import Turns
 
 __all__ = ["ServedLanes"]
 
+FRONT_S = 60.0
+"""A front lane that was empty isn't looked into for so long while others have something: it mostly is, and each
+look is a request."""
 READ_S = 1.0
 """How old the list may be; a new lane is served after this time at the latest."""
 
@@ -24,19 +27,30 @@ class ServedLanes:
         self, table: Table, can: Capabilities, notes: Notes, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._table, self._can, self._notes = table, can, notes
-        self._turns = Turns(clock)
+        self._turns, self._clock = Turns(clock), clock
         self._lanes = [DEFAULT_LANE]
+        self._came = 0
+        """How many messages, since the last round began."""
+        self._front_at_s: dict[str, float] = {}
+        """When to look into a front lane again (by name)."""
         self._read_s = -READ_S
 
     def in_turn(self) -> list[Lane]:
         """In which order to look into them."""
         if time.monotonic() - self._read_s >= READ_S:
             self._read()
+        came, self._came = self._came, 0
         if len(self._lanes) == 1:
             return self._lanes
-        lanes, latest = self._turns.order(self._lanes), self._turns.latest
+        due = [lane for lane in self._lanes if not (lane.front and came and self._is_early(lane))]
+        lanes, latest = self._turns.order(due), self._turns.latest
         # It is the last that is waited at: there the next message is likely.
-        return lanes if latest not in lanes or latest == lanes[-1] else [*lanes, latest]
+        if latest not in lanes or latest.front:
+            latest = next(lane for lane in reversed(lanes) if not lane.front)
+        return lanes if latest == lanes[-1] else [*lanes, latest]
+
+    def _is_early(self, lane: Lane) -> bool:
+        return self._clock() < self._front_at_s.get(lane.name, 0.0)
 
     def _read(self) -> None:
         try:
@@ -55,7 +69,10 @@ class ServedLanes:
 
     def answered(self, lane: Lane, messages: int) -> None:
         """So many came from it."""
+        self._came += messages
         if messages:
             self._turns.received(lane, messages)
         else:
             self._turns.empty(lane)
+        if lane.front:
+            self._front_at_s[lane.name] = 0.0 if messages else self._clock() + FRONT_S

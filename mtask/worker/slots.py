@@ -52,6 +52,10 @@ class Slot:
         }
         self._runners: dict[bool, Runner] = {}
 
+    def warm(self, share: Share) -> None:
+        """Have a function's process with this share there before there is one to run."""
+        self._runner(True).warm(share)
+
     @property
     def jobs(self) -> Sequence[Job]:
         return self.runner.jobs if self.runner is not None else ()
@@ -73,12 +77,14 @@ class Slot:
         return tuple(gpu for runner in self._runners.values() for gpu in runner.gpus())
 
     def start(self, job: Job) -> None:
-        kind = _is_function(job)
-        if kind not in self._runners:
-            self._runners[kind] = self._makers[kind]()
-        self.runner = self._runners[kind]
+        self.runner = self._runner(_is_function(job))
         job.share = self.share or job.share
         self.runner.start(job)
+
+    def _runner(self, function: bool) -> Runner:
+        if function not in self._runners:
+            self._runners[function] = self._makers[function]()
+        return self._runners[function]
 
     def takes_behind(self, job: Job) -> bool:
         """Can this job wait behind those that run now, and then have the same share?"""

@@ -20,10 +20,13 @@ from mtask.lanes import Lanes
 from mtask.model import UNKNOWN, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
+from mtask.requirements import Requirements
 from mtask.table import Table
+from mtask.worker.ahead import Ahead
 from mtask.worker.bags import ELSEWHERE_S, Bags
 from mtask.worker.capabilities import found
 from mtask.worker.dispatcher import Dispatcher
+from mtask.worker.gathered import Gathered
 from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
@@ -42,6 +45,8 @@ from mtask.worker.slots import Slot
 __all__ = ["Options", "Worker"]
 
 TICK_S = 0.1
+IDLE_TICK_S = 0.5
+"""The same of a worker that has nothing to do."""
 LAST_WRITES_S = 5.0
 """Longer than the grace a stopping worker waits for a table or queue that doesn't answer."""
 
@@ -75,7 +80,7 @@ class Worker:
             for _ in range(options.slots)
         ]
         self.done = self.failed = 0
-        self.bags = Bags(table)
+        self.bags, self.ahead = Bags(table), Ahead(table)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
@@ -83,6 +88,7 @@ class Worker:
         self._keeper = LeaseKeeper(self.queue, lambda held: self._post(lambda: self._lost(held)), self.notes)
         self.limits = Limits(table, self.name, self._keeper.count)
         self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
+        self._gathered = Gathered(self._recorder)
         self._receiver = Receiver(
             self.queue,
             table,
@@ -104,6 +110,7 @@ class Worker:
             recorder=self._recorder,
             limits=self.queue.limits,
             options=options,
+            ahead=self.ahead.tasks_a_slot,
         )
         self._pulse = Pulse(self, table)
         self._watcher: Watcher | None = None
@@ -146,6 +153,18 @@ class Worker:
         with contextlib.suppress(OSError):  # it is awake already, or has stopped
             os.write(self._wake_in, b"!")
 
+    # -- before it runs -----------------------------------------------------------------------------
+
+    def warm(self, needs: Requirements, tasks: int) -> None:
+        """Start the processes for so many function tasks that need this."""
+        self._dispatcher.warm(needs, tasks)
+
+    def discard(self) -> None:
+        """End what `warm` has started, when nothing is to be run."""
+        for slot in self.slots:
+            slot.close()
+        self._close()
+
     # -- the main loop ------------------------------------------------------------------------------
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
@@ -174,12 +193,16 @@ class Worker:
     def _loop(self, until: Callable[[], bool] | None) -> None:
         began_s = self._idle_since_s = next_tick_s = time.monotonic()
         while True:
-            for key, _ in self.selector.select(max(0.0, next_tick_s - time.monotonic())):
+            wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
+            for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
             self._read_inbox()
-            busy = any(slot.jobs for slot in self.slots)
+            jobs = [slot.jobs for slot in self.slots]
+            busy = any(jobs)
+            if not all(jobs) or time.monotonic() >= self._gathered.due_s:
+                self._gathered.pass_on()
             if self.draining and not (
-                busy or self._dispatcher.ready or self._receiver.is_alive() or self._inbox
+                busy or self._dispatcher.ready or not self._receiver.ended or self._inbox
             ):
                 return
             if self.draining:
@@ -190,8 +213,10 @@ class Worker:
             waiting = self._dispatcher.ready or self._receiver.held_back
             if busy or waiting or self.notes.troubled("queue"):  # which may be full
                 self._idle_since_s = now
+            tick_s = IDLE_TICK_S if not (busy or waiting or self.draining) else TICK_S
+            next_tick_s = min(next_tick_s, now + tick_s)
             if now >= next_tick_s or self._written:
-                next_tick_s = now + TICK_S
+                next_tick_s = now + tick_s
                 self._tick(now)
                 if not self.draining and until is not None and self._written_or_idle(busy):
                     with contextlib.suppress(UnavailableError):
@@ -236,6 +261,7 @@ class Worker:
             slot.retire()
         for slot in self.slots:
             slot.close()
+        self._gathered.pass_on()
         self._recorder.stop()
         while self._recorder.is_alive():
             self._read_inbox()  # a second signal hurries
@@ -253,6 +279,9 @@ class Worker:
         if self._watcher is not None:
             self._watcher.stop()
         self._read_inbox()
+        self._close()
+
+    def _close(self) -> None:
         self.selector.close()
         wake_in, self._wake_in = self._wake_in, -1
         os.close(wake_in)
@@ -295,7 +324,7 @@ class Worker:
         self.failed += failed
         self.done += len(results) - failed
         if not job.held.lost:
-            self._recorder.attempts_ended(job.held, results, size_bytes)
+            self._gathered.add(job.held, results, size_bytes)
 
     def portion_done(self, job: Job, portion: Portion) -> None:
         self.done += portion.count
@@ -349,6 +378,8 @@ class Worker:
             return
         self._drain_reason = reason
         self._receiver.stop()
+        if self._error is None:  # else what it gives back might be what broke it
+            self._dispatcher.drain(lambda lane: self.queue.list_when_used(lane, self.table))
         for slot in self.slots:
             slot.tell_stopping()
             for rest in slot.runner.cut() if slot.runner is not None else ():

@@ -21,6 +21,8 @@ PATIENCE_S = 5.0
 class Turns:
     """Higher priorities first; lanes of the same in turn; the lower ones get their share.
 
+    Of the same priority, every other time first those where what was given back is.
+
     Tells also when a lane of big tasks has been passed over for long enough: what runs in the small
     ones' place would otherwise never end.
     """
@@ -39,11 +41,14 @@ class Turns:
     def order(self, lanes: Collection[Lane]) -> list[Lane]:
         """In which order to look into them."""
         stays = self.latest if self._clock() < self._stay_until_s else None
+        # What comes from a front lane may be what never ends before it is interrupted.
+        others_turn = self.latest is not None and self.latest.front
         ordered = sorted(
             lanes,
             key=lambda lane: (
                 -lane.priority,
                 stays is None or lane.requires != stays.requires,
+                lane.front is others_turn,
                 self._last.get(lane.name, -1),
                 lane.name,
             ),

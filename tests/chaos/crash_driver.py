@@ -150,7 +150,7 @@ def wrongs(place: Place, manager: Manager, scenario: str) -> list[str]:
     if not bag.finished():
         found.append(f"not finished: {bag.info.state}")
     work(manager, until_finished=False)
-    if tuple(manager.queue.depth()) != (0, 0, 0):
+    if tuple(manager.queue.depth(["", *(lane.name for lane, _ in manager.table.lanes())])) != (0, 0, 0):
         left = [Message.decode(d.body) for d in manager.queue.receive(max_messages=9, lease_s=1, wait_s=0)]
         found.append(f"in the queue at the end: {left}")
     if list(manager.table.dead()):

@@ -271,7 +271,8 @@ class Storm:
             found.append(f"the last worker: {worker.said()[-1000:]}")
         if before != {bag.name: len(self.runs(bag)) for bag in self.bags}:
             found.append("tasks that had a row were run again at the end")
-        if (depth := tuple(self.site.manager.queue.depth())) != (0, 0, 0):
+        lanes = ["", *(lane.name for lane, _ in self.site.manager.table.lanes())]
+        if (depth := tuple(self.site.manager.queue.depth(lanes))) != (0, 0, 0):
             found.append(f"in the queue at the end: {depth}")
         if dead := list(self.site.manager.table.dead()):
             found.append(f"set aside: {dead[:3]}")

@@ -96,3 +96,18 @@ def test_a_watch_of_what_isnt_there_says_so(tmp_path: Path) -> None:
     watch = Watch(str(tmp_path / "none.db"))
     assert not watch.works
     watch.close()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_one_that_waits_can_be_woken(
+    queue: SqliteQueue, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not works:
+        monkeypatch.setattr(Watch, "works", False)
+    began_s = time.monotonic()
+    thread = soon(queue.wake)
+    assert queue.receive(max_messages=1, lease_s=60, wait_s=60) == []
+    thread.join()
+    assert 0.05 < time.monotonic() - began_s < 30
+    queue.send([a_message(0)])
+    assert len(queue.receive(max_messages=1, lease_s=60, wait_s=60)) == 1

@@ -14,7 +14,7 @@ from mtask.errors import BackendError, SendError, UnavailableError
 from mtask.lanes import Lanes
 from mtask.model import Delivery
 from mtask.queue import Depth, Queue
-from mtask.requirements import Lane, Requirements
+from mtask.requirements import DEFAULT_LANE, Lane, Requirements, front_of
 from mtask.table import Table
 from mtask.testing.faults import Faults, FaultyQueue, FaultyTable
 from mtask.testing.samples import a_lane, a_message, index_of
@@ -322,6 +322,38 @@ def test_lanes_of_a_faulty_queue_are_faulty(url: str, tmp_path: Path, inside: bo
         assert lanes.remove_lane("a")
         assert faults.points.count("after queue.send") == 3
         assert faults.points[-1] == "after queue.remove"
+
+
+def test_a_lane_is_listed_when_it_is_used_and_with_its_messages_only(url: str) -> None:
+    front = front_of(DEFAULT_LANE)
+    message = a_message(1, lane=front.name)
+    with closing(open_table(url)) as table, closing(Lanes(open_queue(url))) as lanes:
+        lanes.list_when_used(front, table)
+        lanes.send([a_message(0)])
+        assert table.lanes() == []
+        with pytest.raises(RuntimeError), table.transaction(lanes):
+            lanes.send([message])
+            raise RuntimeError
+        assert (table.lanes(), lanes.depth([front.name])) == ([], (0, 0, 0))
+        with table.transaction(lanes):
+            lanes.send([message])
+        assert [lane for lane, _ in table.lanes()] == [front]
+        assert lanes.depth([front.name]) == (1, 0, 0)
+
+
+def test_what_cant_be_listed_is_not_sent(url: str) -> None:
+    front = front_of(DEFAULT_LANE)
+
+    class Away:
+        def put_lanes(self, lanes: list[Lane]) -> None:
+            raise UnavailableError("away")
+
+    table: Any = Away()
+    with closing(Lanes(open_queue(url))) as lanes:
+        lanes.list_when_used(front, table)
+        with pytest.raises(UnavailableError):
+            lanes.send([a_message(1, lane=front.name)])
+        assert lanes.depth([front.name]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("faulty", [False, True])

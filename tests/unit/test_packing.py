@@ -9,11 +9,14 @@ from mtask.errors import MessageError
 from mtask.model import Block, Message
 from mtask.packing import (
     BLOCK_BYTES,
+    LONGEST_S,
     MOST,
+    SHARE,
     auto_count,
     fit,
     join_rows,
     pack,
+    piece_size,
     single,
     slice_message,
     split_rows,
@@ -82,6 +85,55 @@ def test_no_rows_are_no_block() -> None:
 def test_auto_never_goes_beyond_the_most() -> None:
     assert auto_count(0) == 1
     assert auto_count(10**12) == MOST
+
+
+# -- pieces of a message that is held for long ----------------------------------------------------------
+
+LEFT = st.integers(1, 2000)
+BEGUN = st.integers(1, 1000)
+TOOK = st.floats(0.01, 1e5)
+AHEAD = st.one_of(st.just(0.0), st.floats(0.01, 1e6))
+LEAST = st.sampled_from([0.0, 0.5, 5.0, 100.0])
+
+
+@given(LEFT, BEGUN, TOOK, AHEAD, LEAST)
+def test_a_piece_takes_neither_too_long_nor_too_little(
+    left: int, begun: int, took_s: float, ahead: float, least_s: float
+) -> None:
+    size = piece_size(left, begun=begun, took_s=took_s, ahead=ahead, least_s=least_s)
+    task_s, most_s = took_s / begun, min(LONGEST_S, max(least_s, SHARE * ahead * took_s / begun))
+    if begun == 1:
+        assert size == 1, "long tasks spread at once"
+    elif size is None:
+        assert left * task_s < 1.5 * most_s
+    else:
+        assert 1 <= size <= left
+        assert size == 1 or (size - 1) * task_s <= 1.5 * most_s
+        pieces = -(-left // size)
+        assert left - size * (pieces - 1) > 0
+        assert pieces == 1 or size * task_s > most_s / 2 - task_s, "more of them than need be"
+
+
+@given(LEFT, BEGUN, TOOK, AHEAD, st.floats(0.01, 1e6), LEAST)
+def test_the_more_there_is_to_do_the_longer_are_the_pieces(
+    left: int, begun: int, took_s: float, ahead: float, more: float, least_s: float
+) -> None:
+    def size(ahead: float) -> int:
+        return piece_size(left, begun=begun, took_s=took_s, ahead=ahead, least_s=least_s) or left
+
+    assert size(ahead) <= size(ahead + more)
+
+
+def test_a_piece_is_a_part_of_what_each_slot_has_ahead_of_it() -> None:
+    assert (SHARE, LONGEST_S) == (0.4, 60.0)
+    assert piece_size(880, begun=10, took_s=10.0, ahead=100.0, least_s=5.0) == 40
+    assert piece_size(900, begun=10, took_s=10.0, ahead=1e6, least_s=5.0) == 60
+    assert piece_size(900, begun=10, took_s=10.0, ahead=1.0, least_s=5.0) == 5
+    assert piece_size(900, begun=10, took_s=10.0, ahead=0.0, least_s=5.0) == 5, "it isn't known"
+    assert piece_size(59, begun=10, took_s=10.0, ahead=100.0, least_s=5.0) is None, "not one and a half"
+    assert piece_size(70, begun=10, took_s=10.0, ahead=100.0, least_s=5.0) == 35, "not 40 and 30"
+    assert piece_size(900, begun=1, took_s=1.0, ahead=100.0, least_s=5.0) == 1, "no pace was seen"
+    assert piece_size(3, begun=2, took_s=120.0, ahead=1.0, least_s=5.0) == 1
 
 
 # -- messages ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mtask.errors import InputError, UsageError
 from mtask.model import Spec
 from mtask.placing import MOST_LANES, Placing, parse_memory, parse_rate, spec_fields
-from mtask.requirements import Lane, Requirements, parse_size, size_text
+from mtask.requirements import DEFAULT_LANE, Lane, Requirements, find_lane, front_of, parse_size, size_text
 from mtask.sources import Chunk
 
 COLUMNS = ("x", "cpus", "memory", "gpus", "tags", "priority")
@@ -235,3 +235,24 @@ class TestLanes:
             for uid in ("u1", "u2")
         }
         assert len(names) == 4
+
+
+# -- what was given back --------------------------------------------------------------------------------
+
+
+def test_each_lane_has_one_in_front_of_it_that_is_found_by_name():
+    gpu = Lane.of(2, Requirements(gpus=1))
+    for lane in (DEFAULT_LANE, gpu):
+        front = front_of(lane)
+        assert (front.priority, front.requires, front.front) == (lane.priority, lane.requires, True)
+        assert front.name not in {"", DEFAULT_LANE.name, gpu.name}
+        assert front_of(front) == front
+        assert find_lane(lane.name, [gpu]) == lane
+        assert find_lane(front.name, [gpu]) == front
+    assert find_lane(gpu.name, []) is find_lane(front_of(gpu).name, []) is None
+
+
+def test_where_starts_are_counted_there_is_no_other_lane():
+    limited = Lane.of(0, Requirements(), uid="uid", max_running=3)
+    assert front_of(limited) == limited
+    assert find_lane(limited.name, [limited]) == limited

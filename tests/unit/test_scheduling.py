@@ -41,6 +41,9 @@ class World:
         self.small_s = small_s
         self.clock = Clock()
 
+    def wake(self) -> None:
+        pass
+
     def lanes(self) -> list[tuple[Lane, float]]:
         return [(lane, 0.0) for name, lane in self.by_name.items() if name]
 
@@ -142,7 +145,9 @@ NEEDS = st.builds(
     gpus=st.sampled_from([0, 0, 1, 2]),
     tags=st.sampled_from([(), ("eu",), ("!eu",)]),
 )
-LANES = st.builds(Lane.of, st.sampled_from([-1, 0, 0, 1]), NEEDS).filter(lambda lane: bool(lane.name))
+LANES = st.builds(Lane.of, st.sampled_from([-1, 0, 0, 1]), NEEDS, front=st.booleans()).filter(
+    lambda lane: bool(lane.name)
+)
 HOSTS = st.tuples(
     st.builds(
         Capabilities,

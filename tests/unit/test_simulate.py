@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -16,8 +17,8 @@ from benchmarks.simulate.charts import Chart, Line
 from benchmarks.simulate.clouds import CLOUDS, Cloud, Count
 from benchmarks.simulate.fleet import Fleet, simulate
 from benchmarks.simulate.setup import Outcome, Setup
-from benchmarks.simulate.splitting import as_it_is, by_share
 from benchmarks.simulate.times import task_times
+from mtask.packing import piece_size
 
 FREE = Cloud("free")
 LONG_S = 1e6
@@ -51,20 +52,22 @@ def test_batches_save_requests():
 
 
 def test_a_slow_message_is_cut_by_the_code_of_mtask():
-    # After 4 s the fifth task runs, at 0.8 s a task: pieces of 2 s are 2, 2 and 1.
-    assert as_it_is(4.0, 5, 5, 4.0) == [(5, 7), (7, 9), (9, 10)]
-    out = outcome(10, 1.0, 1, per_message=10, split_after_s=4.0)
-    assert out.makespan_s == 10.0
-    assert (out.count.messages, out.count.receives, out.count.deletes) == (4, 5, 4)
-    assert outcome(10, 1.0, 4, per_message=10, split_after_s=4.0).makespan_s == 6.0
-    assert as_it_is(10.0, 1, 3, 10.0) == [(1, 2), (2, 3), (3, 4)]
+    # After 4 s the fifth task runs, at 0.8 s a task, and 5 are left: at 2 s a piece, or 0.4 of the 10 that the one
+    # slot has ahead of it, at 3.2 s a piece, that is one and a half.
+    assert piece_size(5, begun=5, took_s=4.0, ahead=10.0, least_s=2.0) is None
+    alone = outcome(10, 1.0, 1, per_message=10, split_after_s=4.0)
+    assert (alone.makespan_s, alone.count.messages) == (10.0, 1)
+    # With four slots it is 2.5 tasks ahead: pieces of 3 and 2.
+    assert piece_size(5, begun=5, took_s=4.0, ahead=2.5, least_s=2.0) == 3
+    shared = outcome(10, 1.0, 4, per_message=10, split_after_s=4.0)
+    assert (shared.makespan_s, shared.count.messages) == (7.0, 3)
+    # A first task that long says that the others should begin at once.
+    assert outcome(4, 10.0, 4, per_message=4, split_after_s=4.0).count.messages == 4
 
 
-def test_pieces_by_share_are_long_while_there_is_much_to_do():
-    split = by_share(1_000_000, 100)
-    assert split(10.0, 10, 90, 10.0) == [(10, 70), (70, 100)]
-    assert split(10.0, 10, 60, 10.0) is None
-    assert by_share(1000, 100)(10.0, 10, 10, 10.0) == [(10, 15), (15, 20)]
+def test_the_more_tasks_a_slot_has_ahead_the_fewer_are_the_messages():
+    messages = [outcome(40_000, 1.0, slots).count.messages for slots in (10, 100, 1000)]
+    assert messages == sorted(set(messages))
 
 
 def test_leases_are_extended_at_a_third():
@@ -95,14 +98,16 @@ def test_a_lease_counts_from_its_last_extension():
 
 
 @pytest.mark.parametrize(("task_s", "lost_s"), [(15.0, 0.0), (35.0, 20.0)])
-def test_a_notice_lets_what_runs_end_within_its_grace(task_s: float, lost_s: float):
+@pytest.mark.parametrize("front", [False, True])
+def test_a_notice_lets_what_runs_end_within_its_grace(task_s: float, lost_s: float, front: bool):
     cloud = dataclasses.replace(FREE, notice_s=30.0)  # of which 20 s until SIGTERM
     options = {"per_message": 4, "split_after_s": LONG_S, "slots_per_worker": 1, "boot_s": LONG_S}
-    options["takes"] = ((0.0, 0),)
+    options |= {"takes": ((0.0, 0),), "front": front}
     out = outcome(4, task_s, 2, cloud, **options)
     assert (out.lost_running_s, out.lost_share) == (lost_s, 0.0)
-    # The rest of the message is the other worker's at once; the task that was stopped is so 20 s later.
-    assert out.makespan_s == (3 * task_s if not lost_s else 4 * task_s)
+    # The rest of the message is the other worker's at once, or when its poll elsewhere is over; the task that was
+    # stopped is so 20 s later.
+    assert out.makespan_s == (15.0 if front else 0.0) + (3 * task_s if not lost_s else 4 * task_s)
     assert out.count.reads == 0
 
 
@@ -118,11 +123,11 @@ def test_who_dies_with_a_message_that_was_cut_leaves_twins_that_are_looked_up():
 
 
 @pytest.mark.parametrize("cloud", list(CLOUDS))
-@pytest.mark.parametrize("split", ["now", "share"])
+@pytest.mark.parametrize("front", [False, True])
 @pytest.mark.parametrize("killed", [0.0, 0.3])
-def test_every_task_ends_and_no_second_is_unaccounted_for(cloud: str, split: str, killed: float):
+def test_every_task_ends_and_no_second_is_unaccounted_for(cloud: str, front: bool, killed: float):
     times_s = task_times("lognormal:20:1", 3000, seed=3)
-    setup = Setup(times_s, 100, cloud=CLOUDS[cloud], preempt_per_hour=20, killed=killed, split=split)
+    setup = Setup(times_s, 100, cloud=CLOUDS[cloud], preempt_per_hour=20, killed=killed, front=front)
     fleet = Fleet(setup)
     out = fleet.run()
     assert out.preempted > 10
@@ -143,17 +148,38 @@ def test_the_same_seed_gives_the_same():
     assert once(5) != once(6)
 
 
-def test_what_was_given_back_goes_first_or_last():
-    options = {"takes": ((10.0, 0),), "boot_s": 1.0, "lease_s": 12.0}
-    # The first is killed at 10 s, another worker is there at 11; the lease, extended at 8, ends at 20.
-    last = outcome(4, 20.0, 1, **options)
-    first = outcome(4, 20.0, 1, returns_first=True, **options)
-    assert last.makespan_s == first.makespan_s == 11.0 + 4 * 20.0
-    times_s = np.array([100.0, 50.0, 20.0])
-    last = simulate(Setup(times_s, 1, cloud=FREE, **options))
-    assert last.marks_s[0.5] == 11.0 + 50.0 + 20.0  # the long one comes last
-    first = simulate(Setup(times_s, 1, cloud=FREE, returns_first=True, **options))
-    assert first.marks_s[0.5] == 11.0 + 50.0 + 100.0  # it comes as soon as it can
+@pytest.mark.parametrize(("front", "at_s"), [(True, 110.0 + 100), (False, 110.0 + 4 * 50 + 100)])
+def test_what_was_given_back_goes_first_or_last(front: bool, at_s: float):
+    """A task of 100 s is stopped after 20 s of 30; 90 s later another worker is there. Four others wait."""
+    cloud = dataclasses.replace(FREE, notice_s=30.0)
+    times_s = np.array([100.0, 50, 50, 50, 50])
+    options = {"slots_per_worker": 1, "takes": ((0.0, 0),), "boot_s": 80.0, "lease_s": 1000.0}
+    fleet = Fleet(Setup(times_s, 1, cloud=cloud, front=front, **options))
+    ended: list[tuple[float, int]] = []
+    ran = fleet._ran
+
+    def note(now_s: float, first: int, stop: int) -> None:
+        ended.extend((now_s, index) for index in range(first, stop))
+        ran(now_s, first, stop)
+
+    fleet._ran = note  # type: ignore[method-assign]
+    fleet.run()
+    assert (at_s, 0) in ended
+
+
+def test_one_looks_rarely_for_what_was_given_back():
+    """Of 200 messages, 25 s each, one was given back; the look for more is taken every minute."""
+    cloud = dataclasses.replace(FREE, notice_s=30.0)
+    options = {
+        "slots_per_worker": 1,
+        "takes": ((0.0, 0),),
+        "boot_s": 1.0,
+        "per_message": 1,
+        "lease_s": 1000.0,
+    }
+    never = outcome(200, 25.0, 1, cloud, front=False, **options).count.receives
+    looks = outcome(200, 25.0, 1, cloud, front=True, **options).count.receives - never
+    assert looks == pytest.approx(200 * 25 / 75, abs=3)  # at every third message
 
 
 def test_slots_that_are_draining_are_counted_out_of_one_bound_only():
@@ -196,6 +222,17 @@ def test_the_command_prints_the_seed_and_refuses_nonsense():
     assert said.exit_code == 0, said.output
     assert "seed 7" in said.output
     assert CliRunner().invoke(main, ["--times", "normal:1"]).exit_code == 2
+
+
+def test_an_order_by_a_guess_is_neither_that_of_the_times_nor_any():
+    def marks_s(*options: str) -> float:
+        arguments = ["--tasks", "500", "--slots", "5", "--per-message", "1", "--json", *options]
+        said = CliRunner().invoke(main, arguments)
+        assert said.exit_code == 0, said.output
+        return float(json.loads(said.output)["marks_s"]["0.5"])
+
+    exact, guessed = marks_s("--longest-first"), marks_s("--longest-first", "--guess", "0.7")
+    assert exact > guessed > marks_s()
 
 
 def test_a_picture_is_readable():

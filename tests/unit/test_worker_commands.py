@@ -171,6 +171,27 @@ def test_standard_input_is_empty(place: Place) -> None:
     assert result.state is State.DONE
 
 
+def test_the_next_command_runs_while_the_end_of_one_is_written_down() -> None:
+    """What both print, and leave in their directories, is kept apart."""
+    host = FakeHost()
+    made = CommandRunner(host)
+    running: list[int] = []
+    noted = host.attempts_ended
+
+    def attempts_ended(job: Job, results: list[Result], size_bytes: int = 0) -> None:
+        running.append(made.pid)
+        noted(job, results, size_bytes)
+
+    host.attempts_ended = attempts_ended  # type: ignore[method-assign]
+    script = 'ls -A "$TMPDIR"; touch "$TMPDIR/{x}"; echo {x}; echo {x}{x} >&2'
+    made.start(Job(_held([[x] for x in range(5)], kind="run", target=("sh", "-c", script)), 0, 5))
+    host.run_until(lambda: host.over)
+    made.close()
+    assert [bool(pid) for pid in running] == [True] * 4 + [False]
+    assert [result.stdout for result in host.results] == [f"{x}\n" for x in range(5)]
+    assert [result.stderr for result in host.results] == [f"{x}{x}\n" for x in range(5)]
+
+
 # -- the scratch directory --------------------------------------------------------------------------
 
 

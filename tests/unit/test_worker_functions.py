@@ -15,7 +15,9 @@ import mtask
 from mtask.errors import BackendError
 from mtask.manager import connect
 from mtask.model import Reason, Result, State
+from mtask.requirements import Requirements
 from mtask.worker import functions
+from mtask.worker.supervisor import Worker
 from tests.unit.worker_kit import Place, exists, wait_until, watchdog
 
 
@@ -221,6 +223,39 @@ def test_quick_tasks_before_a_crash_are_neither_lost_nor_run_twice(
     results = place.work(place.submit("log", rows, per_message=100), slots=2)
     assert [result.index for result in results if result.state is not State.DONE] == [crash_at]
     assert Counter(Path(path).read_text().split()) == {str(x): 1 for x in range(300)}
+
+
+def pids(worker: Worker) -> list[int]:
+    """Of the children that are there."""
+    return [runner.pid for slot in worker.slots for runner in slot._runners.values() if runner.pid]
+
+
+@pytest.mark.parametrize(("tasks", "started"), [(2, 2), (7, 3)])
+def test_processes_can_be_there_before_the_tasks(place: Place, tasks: int, started: int) -> None:
+    worker = place.worker(slots=3)
+    worker.warm(Requirements(), tasks)
+    before = pids(worker)
+    assert len(set(before)) == started
+    bag = place.submit("whoami", [{"x": x} for x in range(tasks)])
+    with watchdog():
+        worker.run(bag.finished)
+    assert {result.value for result in bag.results()} <= set(before)
+
+
+def test_processes_that_are_not_needed_end(place: Place) -> None:
+    worker = place.worker(slots=2)
+    worker.warm(Requirements(), 2)
+    before = pids(worker)
+    worker.discard()
+    assert before
+    assert not any(map(exists, before))
+
+
+def test_what_needs_processes_of_its_own_has_none_before(place: Place) -> None:
+    worker = place.worker(slots=2, gpus=("0", "1"))
+    worker.warm(Requirements(gpus=1), 2)
+    assert not pids(worker)
+    worker.discard()
 
 
 def test_children_that_never_come_up_stop_the_worker_with_what_they_said(

@@ -14,7 +14,7 @@ from mtask.errors import UnavailableError
 from mtask.model import Delivery
 from mtask.queue import Extension, QueueLimits
 from mtask.worker.held import Held
-from mtask.worker.leases import LeaseKeeper
+from mtask.worker.leases import ALONG, LeaseKeeper
 from mtask.worker.notes import Notes
 from tests.unit.worker_kit import held_of, wait_until
 
@@ -114,6 +114,16 @@ def test_leases_are_extended_in_batches_one_for_each_length(kept: Kept) -> None:
     first, second = kept.queue.extensions[:2]
     assert {frozenset(first[0]), frozenset(second[0])} == {frozenset(range(3)), frozenset(range(3, 6))}
     assert {first[1], second[1]} == {0.3, 0.33}
+
+
+def test_what_is_due_takes_along_what_was_not_just_received(kept: Kept) -> None:
+    """A request for ten leases costs as much as one for one."""
+    due, along, new = short(1, 3), short(2, 3), short(3, 3)
+    due.renewed_s -= 1.1
+    along.renewed_s -= 3 * ALONG + 0.05
+    kept.keeper.add([due, along, new])
+    wait_until(lambda: kept.queue.extensions)
+    assert sorted(kept.queue.extensions[0][0]) == [1, 2]
 
 
 def test_an_extension_that_fails_is_tried_again_and_said_once(kept: Kept) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from mtask.manager import connect
 from mtask.model import NO_ROWS, BagState, Delivery, Failure, Message, Reason, Result, State
-from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, front_of
 from mtask.worker.bags import Bags
 from mtask.worker.held import Job
 from mtask.worker.leases import LeaseKeeper
@@ -22,7 +22,7 @@ from mtask.worker.notes import Notes
 from mtask.worker.receiver import Receiver, Wish
 from mtask.worker.recorder import Recorder
 from mtask.worker.room import Space
-from mtask.worker.served import ServedLanes
+from mtask.worker.served import FRONT_S, ServedLanes
 from tests.unit.worker_kit import Place, Wrapper, failing, unavailable, wait_until
 
 
@@ -693,6 +693,83 @@ def test_what_is_not_run_uses_nothing_of_a_rate(bench: Bench) -> None:
     while len(bench.jobs) < 3:
         bench.receive()
     assert time.monotonic() - began_s < 4
+
+
+FRONT = front_of(DEFAULT_LANE)
+
+
+def test_what_was_given_back_is_received_from_its_lane(bench: Bench) -> None:
+    """It isn't one of the bag's own."""
+    bench.place.put_bag([[1]])
+    bench.place.table.put_lanes([FRONT])
+    bench.send(lane=FRONT.name)
+    bench.start()
+    bench.receive()
+    assert bench.jobs[0].held.lane == FRONT
+    assert bench.said == []
+
+
+class Served:
+    """The lanes that a worker serves, with a clock of their own."""
+
+    def __init__(self, place: Place, *lanes: Lane) -> None:
+        self.now_s = 1000.0
+        place.table.put_lanes(lanes)
+        self.lanes = ServedLanes(place.table, Capabilities(), Notes(), clock=lambda: self.now_s)
+
+    def round(self, **messages: int) -> list[Lane]:
+        """In which order they come, until one gives so many messages: `main`, `front`."""
+        order = self.lanes.in_turn()
+        for lane in order:
+            came = messages.get("front" if lane.front else "main", 0)
+            self.lanes.answered(lane, came)
+            if came:
+                break
+        return order
+
+
+def test_a_front_lane_comes_first_and_then_every_other_time(place: Place) -> None:
+    served = Served(place, FRONT)
+    assert served.round(main=1, front=1) == [FRONT, DEFAULT_LANE]
+    assert served.round(main=1, front=1) == [DEFAULT_LANE, FRONT, DEFAULT_LANE]
+    assert served.round(main=1, front=1) == [FRONT, DEFAULT_LANE]
+
+
+def test_a_front_lane_that_was_empty_is_rarely_looked_into_while_others_are_not(place: Place) -> None:
+    served = Served(place, FRONT)
+    assert served.round(main=1) == [FRONT, DEFAULT_LANE]
+    served.now_s += FRONT_S - 1
+    assert served.round(main=1) == [DEFAULT_LANE]
+    served.now_s += 2
+    assert served.round(main=1) == [FRONT, DEFAULT_LANE]
+    assert served.round() == [DEFAULT_LANE]
+    assert served.round() == [FRONT, DEFAULT_LANE], "nothing came: it may be that there is something there"
+
+
+def test_a_front_lane_comes_before_others_of_its_priority_only(place: Place) -> None:
+    high = Lane.of(1, DEFAULT_LANE.requires)
+    served = Served(place, FRONT, high)
+    order = served.round(main=1)
+    assert (order[0], order[1:3]) == (high, [FRONT, DEFAULT_LANE])
+
+
+def test_one_waits_for_long_where_only_a_front_lane_is_beside(bench: Bench) -> None:
+    bench.place.table.put_lanes([FRONT])
+    asked: list[tuple[str, float]] = []
+
+    def receive(
+        method: Any, *, max_messages: int, lease_s: float, wait_s: float, lane: str
+    ) -> list[Delivery]:
+        asked.append((lane, wait_s))
+        time.sleep(0.01)
+        return []
+
+    bench.queue.faults["receive"] = receive
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, wait_s=20.0)
+    bench.start()
+    bench.receiver.want(wish(1), 0)
+    wait_until(lambda: len(asked) >= 4)
+    assert asked[:2] == [(FRONT.name, 0.0), ("", 15.0)]
 
 
 def test_the_lane_that_had_something_last_is_the_one_to_be_waited_at(place: Place) -> None:

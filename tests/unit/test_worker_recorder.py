@@ -176,7 +176,7 @@ def test_leases_are_kept_while_the_table_is_away(bench: Bench) -> None:
     bench.table.faults["record"] = unavailable
     bench.start()
     bench.recorder.attempts_ended(held, done(0))
-    wait_until(lambda: time.monotonic() > held.received_s + 1.5)
+    time.sleep(1.5)
     assert bench.place.queue.receive(max_messages=1, lease_s=1, wait_s=0) == [], "it is still ours"
     bench.table.faults.clear()
     bench.finish()

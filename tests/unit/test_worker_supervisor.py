@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import pytest
 
 from mtask.errors import BackendError, UnavailableError
 from mtask.manager import connect
-from mtask.model import Message, Result, State
+from mtask.model import FRONT_VERSION, Message, Result, State
+from mtask.requirements import DEFAULT_LANE, Lane, front_of
 from mtask.worker import supervisor
 from mtask.worker.held import Job
 from mtask.worker.room import Share
 from mtask.worker.runner import Cause
 from mtask.worker.supervisor import Worker
 from tests.unit.worker_kit import Place, Wrapper, exists, failing, held_of, unavailable, wait_until, watchdog
+
+FRONT = front_of(DEFAULT_LANE)
 
 
 @pytest.fixture
@@ -202,13 +205,52 @@ def test_what_runs_may_end_and_what_waits_is_given_back(place: Place, gate: Path
     run = Run(place.worker(slots=1))
     wait_until(lambda: begun(gate))
     run.worker.drain(grace_s=30)
-    wait_until(lambda: place.queue.depth().ready)
+    wait_until(lambda: place.queue.depth([FRONT.name]).ready)
     assert bag.counts().done == 0
     gate.touch()
     assert run.ended() is None
     assert bag.counts().done == 1
     results = place.work(bag)
     assert [(result.state, result.attempt) for result in results] == [(State.DONE, 1)] * 6
+
+
+def test_what_is_given_back_comes_before_what_waits_already(place: Place, gate: Path) -> None:
+    bag = waiting(place, gate, 4, per_message=1)
+    run = Run(place.worker())
+    wait_until(lambda: begun(gate))
+    first = begun(gate)
+    assert place.table.lanes() == [], "there is no such lane before it is needed"
+    run.worker.drain(grace_s=0)
+    assert run.ended() is None
+    assert [lane for lane, _ in place.table.lanes()] == [FRONT]
+    assert place.queue.depth() == (3, 0, 0)
+    (delivery,) = place.queue.receive(max_messages=1, lease_s=60, wait_s=0, lane=FRONT.name)
+    message = Message.decode(delivery.body)
+    assert (message.lane, message.v, message.deaths) == (FRONT.name, FRONT_VERSION, 0)
+    place.queue.release([delivery])
+    assert (first, bag.counts().ended) == ({0}, 0)
+    gate.touch()
+    results = sorted(place.work(bag), key=lambda result: result.started_at or 0)
+    assert [(result.index, result.attempt) for result in results] == [(0, 1), (1, 1), (2, 1), (3, 1)]
+
+
+def test_who_has_a_free_slot_has_nothing_to_put_it_before(place: Place, gate: Path) -> None:
+    waiting(place, gate, 1)
+    run = Run(place.worker(slots=2))
+    wait_until(lambda: begun(gate))
+    run.worker.drain(grace_s=0)
+    assert run.ended() is None
+    assert (place.table.lanes(), place.queue.depth()) == ([], (1, 0, 0))
+
+
+@pytest.mark.parametrize("spec", [{"max_running": 3}, {"deliveries": 2}])
+def test_what_others_would_have_to_wait_for_is_not_put_in_front(still: Any, spec: dict[str, Any]) -> None:
+    """Starts are counted in one lane; what a worker died with may be what killed it."""
+    job = a_job(**spec)
+    if "max_running" in spec:
+        job.held.lane = Lane.of(0, DEFAULT_LANE.requires, uid="uid", max_running=3)
+    assert job.held.front is None
+    assert a_job().held.front == FRONT
 
 
 def test_a_queue_that_workers_cant_send_to_gets_the_message_back_as_a_whole_at_the_end(
@@ -331,18 +373,73 @@ def test_what_is_cut_away_behind_a_long_task_is_put_back_if_it_is_of_the_same_me
     assert still._dispatcher._message_s is None, "the pace of before says nothing any more"
 
 
-def test_a_message_held_for_long_is_shared_in_pieces_of_half_that_time(
-    still: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def sent(still: Any, monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """What is sent on of messages that are held for more than 10 s."""
     still._dispatcher._options = msgspec.structs.replace(still.options, split_after_s=10.0)
-    sent: list[Message] = []
-    monkeypatch.setattr(still._recorder, "hand_on", lambda held, messages: sent.extend(messages))
-    held = held_of(21)
-    held.received_s -= 12  # for six tasks
-    still._dispatcher.relieve(Busy(Job(held, 5, 6), Job(held, 6, 21)))
-    assert [(message.first, message.count) for message in sent] == [(at, 2) for at in range(6, 20, 2)] + [
-        (20, 1)
-    ]
+    found: list[Message] = []
+    monkeypatch.setattr(still._recorder, "hand_on", lambda held, messages: found.extend(messages))
+    return found
+
+
+def a_long_message(took_s: float, begun: int, count: int) -> Busy:
+    """So many of its tasks were begun within this time."""
+    held = held_of(count)
+    held.began_s = time.monotonic() - took_s
+    return Busy(Job(held, begun - 1, begun), Job(held, begun, count))
+
+
+def parts(messages: Sequence[Message]) -> list[tuple[int, int]]:
+    return [(message.first, message.count) for message in messages]
+
+
+def test_a_message_held_for_long_is_shared_in_pieces_of_half_that_time(
+    still: Any, sent: list[Message]
+) -> None:
+    still._dispatcher.relieve(a_long_message(10.5, begun=5, count=20))  # 2.1 s each
+    assert parts(sent) == [(at, 2) for at in range(5, 19, 2)] + [(19, 1)]
+
+
+def test_where_there_is_much_to_do_the_pieces_are_longer(still: Any, sent: list[Message]) -> None:
+    still._dispatcher._ahead = lambda bag: 100.0
+    still._dispatcher.relieve(a_long_message(12, begun=12, count=132))
+    assert parts(sent) == [(12, 40), (52, 40), (92, 40)]
+
+
+def test_what_is_no_more_than_others_have_to_do_stays(still: Any, sent: list[Message]) -> None:
+    still._dispatcher._ahead = lambda bag: 100.0
+    runner = a_long_message(12, begun=12, count=62)
+    still._dispatcher.relieve(runner)
+    assert (sent, runner.cuts) == ([], 0)
+    still._dispatcher._ahead = lambda bag: 10.0  # later
+    still._dispatcher.relieve(runner)
+    assert len(sent) == 10
+
+
+def test_how_much_is_ahead_is_asked_for_in_time(still: Any, sent: list[Message]) -> None:
+    asked: list[str] = []
+    still._dispatcher._ahead = lambda bag: asked.append(bag.name) or 0.0
+    still._dispatcher.relieve(a_long_message(4, begun=4, count=100))
+    assert asked == []
+    still._dispatcher.relieve(a_long_message(6, begun=6, count=100))
+    assert (asked, sent) == (["bag"], [])
+
+
+def test_imports_before_the_first_task_say_nothing_of_the_pace(still: Any, sent: list[Message]) -> None:
+    runner = a_long_message(0, begun=1, count=50)
+    runner.jobs[0].held.began_s = None
+    still._dispatcher.relieve(runner)
+    assert runner.jobs[0].held.began_s == pytest.approx(time.monotonic() - 1, abs=0.2)
+    assert sent == []
+
+
+def test_the_pulse_finds_out_how_much_is_ahead(place: Place, gate: Path) -> None:
+    bag = waiting(place, gate, 6, per_message=6)
+    with place.working(slots=2, split_after_s=60) as worker:
+        wait_until(lambda: place.table.workers())
+        worker.ahead.tasks_a_slot(bag.info)
+        wait_until(lambda: worker.ahead.tasks_a_slot(bag.info) == 3.0)
+        gate.touch()
 
 
 def test_a_long_task_with_nothing_behind_it_is_left_alone(still: Any) -> None:
@@ -424,7 +521,7 @@ def test_a_task_that_wants_no_signal_is_killed_in_time(place: Place) -> None:
     run.worker.drain(grace_s=0)
     assert run.ended() is None
     assert time.monotonic() - began_s < 5
-    assert place.queue.depth().ready == 1
+    assert place.queue.depth([FRONT.name]).ready == 1
 
 
 def test_limits_of_time(place: Place, gate: Path) -> None:
@@ -433,7 +530,7 @@ def test_limits_of_time(place: Place, gate: Path) -> None:
     run = Run(place.worker(max_runtime_s=0.5, grace_s=0.2))
     assert run.ended() is None
     assert 0.5 < time.monotonic() - began_s < 4
-    assert place.queue.depth().ready == 1
+    assert place.queue.depth([FRONT.name]).ready == 1
 
 
 # -- cancelling -------------------------------------------------------------------------------------
