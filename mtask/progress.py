@@ -57,7 +57,7 @@ class Progress:
         from rich.progress import Progress as Bars
         from rich.table import Column
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         if not console.is_terminal:
             return
         line = TextColumn("{task.fields[line]}", table_column=Column(overflow="ellipsis", no_wrap=True))

@@ -139,7 +139,7 @@ def tasks_text(count: int) -> str:
 def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False)
+    made = Console(stderr=stderr, highlight=False, emoji=False)
     if not made.is_terminal:
         # Files and pipes get whole lines, whatever the width of the terminal.
         made.width = int(os.environ.get("COLUMNS") or 160)

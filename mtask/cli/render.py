@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mtask.cli.common import console, tasks_text
-from mtask.export import OWN_COLUMNS, Rows
 from mtask.model import DeadMessage, State
 from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
 
 if TYPE_CHECKING:
+    from mtask.export import Rows
     from mtask.manager import BagHandle
 
 __all__ = ["bag_panel", "bags_table", "dead_tables", "print_json", "print_summary", "results_table"]
@@ -161,6 +161,8 @@ def print_summary(summary: Summary, *, finished: bool) -> None:
 
 def results_table(rows: Rows, width: int) -> tuple[Table | Text, int, list[str]]:
     """The picture, how many rows are in it, and the columns for which it has no room."""
+    from mtask.export import OWN_COLUMNS
+
     cells = [[_cell(value, name) for name, value in zip(rows.columns, row, strict=True)] for row in rows]
     if not cells:
         return Text("no results"), 0, []
