@@ -83,14 +83,24 @@ class Held:
     def part(self, start: int, stop: int) -> Message:
         """A message of its own for the tasks `start` to `stop` (offsets), which forgets no death."""
         message = slice_message(self.message, self.rows, start, stop)
-        return (
-            message if self.deaths == message.deaths else msgspec.structs.replace(message, deaths=self.deaths)
-        )
+        if not self.deaths:
+            return message
+        return msgspec.structs.replace(message, deaths=self.deaths, lane=self._own_lane())
+
+    def _own_lane(self) -> str:
+        """Of the bag's lanes, the one that the message's is, or is in front of."""
+        own = (DEFAULT_LANE, *self.bag.lanes)
+        return next((lane.name for lane in own if self.lane in (lane, front_of(lane))), "")
+
+    @property
+    def lost_its_place(self) -> bool:
+        """Did workers die with it, and is it in a front lane nevertheless? Before it others should come, that do
+        no harm."""
+        return self.deaths > 0 and self.lane.front
 
     @property
     def front(self) -> Lane | None:
-        """Where it may be given back to be received first; None for what workers died with: before that others
-        should come that do no harm."""
+        """Where it may be given back to be received first; None for what workers died with."""
         front = front_of(self.lane)
         return front if front.front and not self.deaths else None
 

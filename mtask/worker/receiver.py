@@ -353,7 +353,7 @@ class Receiver(Service):
             self._recorder.drop(held)
         elif message.count == 1 and lost >= held.bag.spec.max_deliveries:
             self._recorder.final(held, [_lost(held, lost, self._worker)])
-        elif message.count > 1 and (lost or len(rest) < message.count):
+        elif held.lost_its_place or (message.count > 1 and (lost or len(rest) < message.count)):
             held.unsettled = len(rest)
             self._recorder.hand_on(
                 held, [msgspec.structs.replace(held.single(index), check=True) for index in rest]

@@ -709,6 +709,23 @@ def test_what_was_given_back_is_received_from_its_lane(bench: Bench) -> None:
     assert bench.said == []
 
 
+@pytest.mark.parametrize("rows", [[[1]], [[1], [2]]], ids=["one task", "two"])
+def test_what_a_worker_died_with_loses_its_place_in_front(bench: Bench, rows: list[list[int]]) -> None:
+    """Else it would be received first again and again, and die with one young worker after the other."""
+    bench.place.put_bag(rows)
+    bench.place.table.put_lanes([FRONT])
+    bench.send(lane=FRONT.name, deaths=1)
+    bench.start()
+    bench.receive()
+    wait_until(lambda: bench.place.queue.depth(["", FRONT.name]) == (len(rows), 0, 0))
+    deliveries = bench.place.queue.receive(max_messages=9, lease_s=60, wait_s=0)
+    sent = [Message.decode(delivery.body) for delivery in deliveries]
+    assert [(message.first, message.lane, message.deaths, message.check) for message in sent] == [
+        (at, "", 1, True) for at in range(len(rows))
+    ]
+    assert not bench.jobs
+
+
 class Served:
     """The lanes that a worker serves, with a clock of their own."""
 
