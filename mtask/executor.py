@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import os
 import threading
 import time
 import uuid
@@ -63,7 +64,10 @@ class Executor(futures.Executor):
         self._shut = self._over = False
         self._broken: BaseException | None = None
         self._settler: threading.Thread | None = None
-        """The worker's thread from which the futures' callbacks are called: it can't wait for the worker's end."""
+        """The worker's thread from which the futures' callbacks are called."""
+        self._owed: list[_Call] = []
+        """Calls that may have been sent, or not."""
+        self._pid = os.getpid()
         manager = self._workshop.manager
         settings = worker_options(spec, slots, self._workshop)
         self._worker = Worker(manager.queue, manager.table, settings, on_written=self._on_written)
@@ -93,14 +97,24 @@ class Executor(futures.Executor):
                     self._changed.notify_all()
                 return future
             calls = self._next_calls()
+        tried = False
         try:
             self._send(calls)
+            tried = True
         except Exception as error:
             self._break(error)
+            tried = True
+        finally:
+            if not tried:  # Ctrl-C: nobody knows how far it came
+                with self._changed:
+                    self._owed += [call._replace(check=True) for call in calls]
+                    self._changed.notify_all()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """With `cancel_futures`, calls that haven't been given to the worker are cancelled."""
+        if os.getpid() != self._pid:  # a copy of the program, which has none of its threads
+            return
         with self._changed:
             self._shut = True
             given_up = list(self._waiting) if cancel_futures else []
@@ -110,10 +124,10 @@ class Executor(futures.Executor):
         for call in given_up:
             call.future.cancel()
             call.future.set_running_or_notify_cancel()
-        if wait and threading.current_thread() is not self._settler:
+        # Who calls it from a future's callback can't wait for the thread that it runs in.
+        if wait and threading.current_thread() not in (self._settler, *self._threads):
             for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join()
+                thread.join()
 
     # -- in the threads -----------------------------------------------------------------------------
 
@@ -123,6 +137,8 @@ class Executor(futures.Executor):
             target()
         except Exception as error:
             self._break(error)
+        except BaseException as error:  # a callback's SystemExit
+            self._break(futures.BrokenExecutor(f"the worker was stopped by {error!r}"))
 
     def _break(self, error: Exception) -> None:
         with self._changed:
@@ -156,7 +172,7 @@ class Executor(futures.Executor):
                 with self._changed:
                     if self._shut and not (self._waiting or self._sent):
                         return
-                    calls = self._next_calls()
+                    calls, self._owed = self._owed + self._next_calls(), []
                     told = bool(calls) or self._changed.wait(LOOK_S)
                 if calls:
                     self._send(calls)
@@ -182,7 +198,7 @@ class Executor(futures.Executor):
     def _send(self, calls: list[_Call]) -> None:
         table, queue = self._workshop.manager.table, self._workshop.manager.queue
         messages, large = [], []
-        for function, row, _, index in calls:
+        for function, row, _, index, check in calls:
             block = Block(
                 bag=function.bag.name,
                 number=index,
@@ -191,7 +207,7 @@ class Executor(futures.Executor):
                 rows=b"[" + row + b"]",
                 lane=function.lane.name,
             )
-            message = fit(Message.of(function.bag, block), queue.limits.message_bytes)
+            message = fit(Message.of(function.bag, block, check=check), queue.limits.message_bytes)
             messages.append(message)
             if not message.has_rows:
                 large.append(block)
@@ -262,6 +278,8 @@ class _Call(NamedTuple):
     future: futures.Future[Any]
     at: int = -1
     """Its index in the bag, once it has one."""
+    check: bool = False
+    """May it have been sent before?"""
 
 
 class _Pace:

@@ -40,6 +40,8 @@ MOST_DEPTH = 200
 calls they are themselves."""
 _NULL = msgspec.Raw(b"null")
 _NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}"]+')
+_PLAIN = (bool, int, float, str)
+_RAW = msgspec.json.Decoder(msgspec.Raw)
 _ADVICE = "write it to a file and return its path"
 
 
@@ -56,6 +58,11 @@ def encode_value(value: Any, *, limit_bytes: int = VALUE_BYTES) -> msgspec.Raw:
         if b"null" in encoded:
             # a real None, or a nan
             encoded = _ENCODER.encode(_spelled_out(value))
+        if type(value) not in _PLAIN:
+            # What is in a msgspec.Raw was not looked at, and may be no JSON, or several lines of it.
+            _RAW.decode(encoded)
+            if b"\n" in encoded:
+                encoded = msgspec.json.format(encoded, indent=-1)
     except (TypeError, ValueError, RecursionError, OverflowError, AttributeError) as error:
         raise UnstorableValueError(_explain(value, error)) from None
     if len(encoded) > limit_bytes:

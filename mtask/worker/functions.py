@@ -199,6 +199,8 @@ class FunctionRunner(Runner):
             self._on_writable()
 
     def _on_writable(self) -> None:
+        if self._jobs_in < 0:  # closed by an event of the same moment
+            return
         registered = self._jobs_in in self.host.selector.get_map()
         try:
             del self._unwritten[: os.write(self._jobs_in, self._unwritten)]
@@ -212,7 +214,8 @@ class FunctionRunner(Runner):
             self.host.selector.unregister(self._jobs_in)
 
     def _on_results(self) -> None:
-        self._read()
+        if self._results_out >= 0:  # else closed by an event of the same moment
+            self._read()
 
     def _read(self) -> bool:
         """Take what the child has sent; False: nothing more just now."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import mtask
+import mtask.executor
 
 FUNCTIONS = """
 import os, time
@@ -256,6 +257,46 @@ class TestExecutor:
             assert sum(future.result() for future in futures.as_completed(many, 60)) == sum(
                 n * n for n in range(2000)
             )
+
+    def test_ctrl_c_while_a_call_is_sent(self, m, monkeypatch):
+        send, times = mtask.executor.send_all, []
+
+        def interrupted(*args, **kwargs):
+            times.append(1)
+            if len(times) == 1:
+                raise KeyboardInterrupt
+            send(*args, **kwargs)
+
+        monkeypatch.setattr(mtask.executor, "send_all", interrupted)
+        with mtask.Executor(1) as executor:
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit(m.power, 3)
+            assert executor.submit(m.power, 4).result(30) == 16
+
+    def test_a_callback_may_shut_it_down_when_the_worker_has_stopped(self, m):
+        executor, over = mtask.Executor(1), threading.Event()
+        future = executor.submit(m.until, "never")
+        future.add_done_callback(lambda _: (executor.shutdown(), over.set()))
+        executor._worker.drain("as the test wants it", grace_s=0)
+        assert over.wait(30)
+        executor.shutdown()
+        assert isinstance(future.exception(), mtask.BackendError)
+
+    def test_a_callback_that_exits_leaves_no_future_waiting(self, m):
+        executor = mtask.Executor(1)
+        first = executor.submit(m.pause, 1)
+        first.add_done_callback(lambda _: sys.exit(1))
+        others = [executor.submit(m.pause, 2) for _ in range(2)]
+        with pytest.raises(futures.BrokenExecutor, match="SystemExit"):
+            others[-1].result(30)
+        executor.shutdown()
+
+    def test_a_copy_of_the_program_shuts_nothing_down(self, m, monkeypatch):
+        with mtask.Executor(1) as executor:
+            with monkeypatch.context() as patch:
+                patch.setattr(executor, "_pid", -1)  # as after a fork
+                executor.shutdown()
+            assert executor.submit(m.power, 4).result(30) == 16
 
     def test_exceptions(self, m):
         with mtask.Executor(1) as executor:

@@ -156,6 +156,14 @@ def test_a_value_that_contains_itself() -> None:
         encode_value(loop)
 
 
+def test_json_that_is_there_already_is_looked_at() -> None:
+    assert encode_value(msgspec.Raw(b'[1,\n "a\\nb"]')) == msgspec.Raw(b'[1,"a\\nb"]')
+    assert encode_value({"a": msgspec.Raw(b"{ }")}) == msgspec.Raw(b'{"a":{ }}')
+    for bad in (b"[1,", b"1 2"):
+        with pytest.raises(UnstorableValueError):
+            encode_value([msgspec.Raw(bad)])
+
+
 def test_a_value_that_others_could_not_read() -> None:
     """Brackets in text don't count."""
 

@@ -180,6 +180,14 @@ def test_a_module_of_the_users_doesnt_hide_one_of_pythons_from_the_child(
     assert the_only(place.work(bag)).state is State.DONE
 
 
+def test_a_child_that_is_renewed_while_the_next_messages_are_written_to_it(place: Place) -> None:
+    """These are larger than the pipe: the write goes on in the moment in which the pipe is closed."""
+    rows = [{"text": "a" * 22_000} for _ in range(300)]
+    results = place.work(place.submit("length", rows, per_message=1), slots=3, max_tasks_per_child=7)
+    assert len(results) == 300
+    assert {result.state for result in results} == {State.DONE}
+
+
 # -- children that die ------------------------------------------------------------------------------
 
 
