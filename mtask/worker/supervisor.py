@@ -192,26 +192,26 @@ class Worker:
 
     def _loop(self, until: Callable[[], bool] | None) -> None:
         began_s = self._idle_since_s = next_tick_s = time.monotonic()
+        busy = False
         while True:
             wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
             for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
             self._read_inbox()
-            jobs = [slot.jobs for slot in self.slots]
-            busy = any(jobs)
+            jobs, was_busy = [slot.jobs for slot in self.slots], busy
             if not all(jobs) or time.monotonic() >= self._gathered.due_s:
                 self._gathered.pass_on()
             if self.draining and not (
-                busy or self._dispatcher.ready or not self._receiver.ended or self._inbox
+                any(jobs) or self._dispatcher.ready or not self._receiver.ended or self._inbox
             ):
                 return
             if self.draining:
                 self._dispatcher.give_back_all()
             else:
                 self._dispatcher.dispatch()
-            now = time.monotonic()
+            now, busy = time.monotonic(), any(slot.jobs for slot in self.slots)
             waiting = self._dispatcher.ready or self._receiver.held_back
-            if busy or waiting or self.notes.troubled("queue"):  # which may be full
+            if busy or was_busy or waiting or self.notes.troubled("queue"):  # which may be full
                 self._idle_since_s = now
             tick_s = IDLE_TICK_S if not (busy or waiting or self.draining) else TICK_S
             next_tick_s = min(next_tick_s, now + tick_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -11,11 +12,11 @@ import pytest
 def imported(program: str) -> set[str]:
     """The modules that are there in a new interpreter after this program."""
     program += "\nimport sys; print(*sys.modules)"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True
-        ).stdout.split()
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=unmeasured
     )
+    return set(done.stdout.split())
 
 
 @pytest.mark.parametrize("before", ["", "import msgspec"])

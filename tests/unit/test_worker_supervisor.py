@@ -631,6 +631,13 @@ def test_a_worker_that_receives_what_needs_not_be_run_is_not_idle(
 # -- lanes and limits -------------------------------------------------------------------------------
 
 
+def test_a_worker_is_not_idle_when_a_task_has_just_ended(place: Place) -> None:
+    bag = place.submit("sleep", [{"x": 0.4} for _ in range(3)], per_message=1)
+    with watchdog():
+        place.worker(idle_exit_s=0.2).run()
+    assert bag.counts().done == 3
+
+
 def test_a_worker_is_not_idle_while_a_limit_holds_its_tasks_back(place: Place) -> None:
     bag = place.submit("double", [{"x": x} for x in range(3)], rate=1.0)
     place.submit("double", [{"x": 1}], bag="other", rate=1.0, gpus=1)  # which it can't serve
