@@ -12,7 +12,6 @@ import os
 import secrets
 import selectors
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from mtask.errors import BackendError, UnavailableError
@@ -28,6 +27,7 @@ from mtask.worker.capabilities import found
 from mtask.worker.dispatcher import Dispatcher
 from mtask.worker.gathered import Gathered
 from mtask.worker.held import Held, Job
+from mtask.worker.inbox import Inbox
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
@@ -81,11 +81,10 @@ class Worker:
         ]
         self.done = self.failed = 0
         self.bags, self.ahead = Bags(table), Ahead(table)
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_out, False)
-        os.set_blocking(self._wake_in, False)
-        self._keeper = LeaseKeeper(self.queue, lambda held: self._post(lambda: self._lost(held)), self.notes)
+        self._inbox = Inbox()
+        self._keeper = LeaseKeeper(
+            self.queue, lambda held: self._inbox.post(lambda: self._lost(held)), self.notes
+        )
         self.limits = Limits(table, self.name, self._keeper.count)
         self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
         self._gathered = Gathered(self._recorder)
@@ -96,8 +95,8 @@ class Worker:
             keeper=self._keeper,
             recorder=self._recorder,
             notes=self.notes,
-            on_job=lambda job: self._post(lambda: self._dispatcher.ready.append(job)),
-            on_round=lambda: self._post(self._on_round),
+            on_job=lambda job: self._inbox.post(lambda: self._dispatcher.ready.append(job)),
+            on_round=lambda: self._inbox.post(self._on_round),
             worker=self.name,
             lease_s=options.lease_s,
             can=self.can,
@@ -115,7 +114,9 @@ class Worker:
         self._pulse = Pulse(self, table)
         self._watcher: Watcher | None = None
         if options.notices != "off":
-            self._watcher = Watcher(options.notices, lambda notice: self._post(lambda: self._noticed(notice)))
+            self._watcher = Watcher(
+                options.notices, lambda notice: self._inbox.post(lambda: self._noticed(notice))
+            )
         self._over: dict[str, int] = {}
         """Bags that were cancelled or are gone, by uid: up to which generation."""
         self._drain_reason: str | None = None
@@ -130,11 +131,11 @@ class Worker:
 
     def drain(self, reason: str = "told to stop", *, grace_s: float | None = None) -> None:
         """Give back what hasn't started, and stop when what runs has ended, or after the grace."""
-        self._post(lambda: self._drain(reason, grace_s))
+        self._inbox.post(lambda: self._drain(reason, grace_s))
 
     def cancelled(self, over: dict[str, int]) -> None:
         """These bags (by uid: up to this generation), and no others, are over: stop what runs of them."""
-        self._post(lambda: self._cancelled(over))
+        self._inbox.post(lambda: self._cancelled(over))
 
     def bags_in_use(self) -> set[str]:
         """The uids of the bags of all held messages."""
@@ -147,11 +148,6 @@ class Worker:
     @property
     def draining(self) -> bool:
         return self._drain_reason is not None
-
-    def _post(self, event: Callable[[], None]) -> None:
-        self._inbox.append(event)
-        with contextlib.suppress(OSError):  # it is awake already, or has stopped
-            os.write(self._wake_in, b"!")
 
     # -- before it runs -----------------------------------------------------------------------------
 
@@ -173,7 +169,7 @@ class Worker:
         Raises BackendError when it can run nothing at all, with what its child printed, or when its last
         results can't be written; and any error that nobody foresaw.
         """
-        self.selector.register(self._wake_out, selectors.EVENT_READ, self._on_wake)
+        self.selector.register(self._inbox.fd, selectors.EVENT_READ, self._inbox.awake)
         services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
         for service in services:
             service.on_failure = self._failed
@@ -197,7 +193,7 @@ class Worker:
             wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
             for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
-            self._read_inbox()
+            self._inbox.read()
             jobs, was_busy = [slot.jobs for slot in self.slots], busy
             if not all(jobs) or time.monotonic() >= self._gathered.due_s:
                 self._gathered.pass_on()
@@ -234,16 +230,8 @@ class Worker:
         written, self._written = self._written, False
         return written or not busy
 
-    def _on_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_out, 4096)
-
-    def _read_inbox(self) -> None:
-        while self._inbox:
-            self._inbox.popleft()()
-
     def _tell_written(self) -> None:
-        self._post(self._on_written)
+        self._inbox.post(self._on_written)
         self._tell_others()
 
     def _on_written(self) -> None:
@@ -264,28 +252,26 @@ class Worker:
         self._gathered.pass_on()
         self._recorder.stop()
         while self._recorder.is_alive():
-            self._read_inbox()  # a second signal hurries
+            self._inbox.read()  # a second signal hurries
             if self._kill_at_s is None:
                 self._kill_at_s = time.monotonic()
             self._recorder.give_up_at(self._kill_at_s + LAST_WRITES_S)
             self._recorder.join(TICK_S)
         self._keeper.stop()
         self._keeper.join()
-        self._read_inbox()
+        self._inbox.read()
         if self._error is None or isinstance(self._error, UnavailableError):
             self._release_the_rest()
         self._pulse.stop()
         self._pulse.join()
         if self._watcher is not None:
             self._watcher.stop()
-        self._read_inbox()
+        self._inbox.read()
         self._close()
 
     def _close(self) -> None:
         self.selector.close()
-        wake_in, self._wake_in = self._wake_in, -1
-        os.close(wake_in)
-        os.close(self._wake_out)
+        self._inbox.close()
 
     def _release_the_rest(self) -> None:
         """What could only be given back as a whole, because this worker can't send the rest of it alone,
@@ -296,7 +282,7 @@ class Worker:
 
     def _failed(self, error: BaseException) -> None:
         """A service can't go on, and the worker not without it."""
-        self._post(lambda: self._stop_for(error))
+        self._inbox.post(lambda: self._stop_for(error))
 
     def _stop_for(self, error: BaseException) -> None:
         self._error = self._error or error
