@@ -1,7 +1,7 @@
 """From the scheme of a URL to the backend that serves it.
 
 A backend is a module with `open_queue(url)` or `open_table(url)`, or both, each taking the URL as
-text. Ours are listed here, so that opening one costs no search; anybody else's is found by its entry
+text; `table_beside(url)` says which table goes with a queue, if its URL is another one. Ours are listed here, so that opening one costs no search; anybody else's is found by its entry
 point in the group `mtask.backends`, whose name is the scheme.
 """
 
@@ -16,7 +16,7 @@ from mtask.errors import UsageError
 from mtask.queue import Queue
 from mtask.table import Table
 
-__all__ = ["BUILTIN", "open_queue", "open_table", "scheme_of", "serves_table", "shown"]
+__all__ = ["BUILTIN", "open_queue", "open_table", "scheme_of", "shown", "table_beside"]
 
 BUILTIN = {
     "amqp": ("mtask_rabbitmq", "rabbitmq"),
@@ -46,9 +46,12 @@ def open_table(url: str) -> Table:
     return cast(Table, _factory(url, "open_table", "table")(url))
 
 
-def serves_table(url: str) -> bool:
-    """Can the backend of this queue URL be the table, too?"""
-    return hasattr(_backend(url), "open_table")
+def table_beside(url: str) -> str | None:
+    """The URL of the table that goes with the queue at `url` when none is named; None: its backend has none."""
+    backend = _backend(url)
+    if not hasattr(backend, "open_table"):
+        return None
+    return cast(str, backend.table_beside(url)) if hasattr(backend, "table_beside") else url
 
 
 def shown(url: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from mtask.errors import UsageError
-from mtask.registry import scheme_of, serves_table, shown
+from mtask.registry import scheme_of, shown, table_beside
 
 __all__ = ["DEFAULT_URL", "FILE", "Urls", "find_urls"]
 
@@ -36,14 +36,13 @@ def find_urls(queue: str | None = None, table: str | None = None) -> Urls:
     """The URLs of queue and table.
 
     `mtask.toml` is looked for in the working directory and its parents; a relative path in it is
-    relative to its folder. Where only the queue is given and its backend can be a table, too, it is
-    both. Raises UsageError for a file or a variable that is wrong.
+    relative to its folder. Where only the queue is given, the table is the one that goes with it. Raises UsageError for a file or a variable that is wrong.
     """
     stored = _from_file()
     queue = queue or _from_environment("MTASK_QUEUE") or stored.get("queue")
     table = table or _from_environment("MTASK_TABLE") or stored.get("table")
     if table is None:
-        table = queue if queue is not None and serves_table(queue) else DEFAULT_URL
+        table = (queue and table_beside(queue)) or DEFAULT_URL
     return Urls(queue or DEFAULT_URL, table)
 
 

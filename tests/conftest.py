@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["tests.servers.aws"]
+
 MEMORY = "/dev/shm"
 LEAST_FREE_BYTES = 1 << 30
 

@@ -11,13 +11,13 @@ import pytest
 
 from mtask.errors import UsageError
 from mtask.queue import Queue
-from mtask.registry import BUILTIN, open_queue, open_table, scheme_of, serves_table, shown
+from mtask.registry import BUILTIN, open_queue, open_table, scheme_of, shown, table_beside
 from mtask.table import Table
 
 
 def test_sqlite_serves_both(tmp_path):
     url = f"sqlite:///{tmp_path}/t.db"
-    assert serves_table(url)
+    assert table_beside(url) == url
     queue, table = open_queue(url), open_table(url)
     assert isinstance(queue, Queue)
     assert isinstance(table, Table)
@@ -62,7 +62,7 @@ def elsewhere(monkeypatch):
 
 def test_a_backend_of_somebody_else(elsewhere):
     assert open_queue("elsewhere://x") == ("queue", "elsewhere://x")
-    assert not serves_table("elsewhere://x")
+    assert table_beside("elsewhere://x") is None
     with pytest.raises(UsageError, match="elsewhere:// has no table"):
         open_table("elsewhere://x")
 
