@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,7 @@ from mtask.errors import BackendError, InputError, UsageError
 from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error, worker_options
 from mtask.model import Bag, Block, Message, Result
 from mtask.packing import fit
+from mtask.portion import Portion, expanded
 from mtask.queue import send_all
 from mtask.requirements import Lane
 from mtask.sources import Chunk, encode_rows
@@ -151,10 +152,10 @@ class Executor(futures.Executor):
         for future in running:
             future.set_exception(error)
 
-    def _on_written(self) -> None:
-        """Results have come in: give the futures theirs, in the thread that has written them."""
+    def _on_written(self, results: Sequence[Result | Portion]) -> None:
+        """Give the futures theirs, in the thread that has written them."""
         self._settler = threading.current_thread()
-        ended = self._collect()
+        ended = self._give(expanded(results))
         with self._changed:
             self._pace.note(ended)
             if self._waiting or self._shut:
@@ -211,26 +212,30 @@ class Executor(futures.Executor):
             messages.append(message)
             if not message.has_rows:
                 large.append(block)
-        with table.transaction(queue):
-            if large:  # the others need no copy: nobody repairs a bag that ends with this process
-                table.put_blocks(large)
-            send_all(queue, messages)
+        if large:  # the others need no copy: nobody repairs a bag that ends with this process
+            table.put_blocks(large)
+        send_all(queue, messages)
 
-    def _collect(self) -> int:
-        """Give the futures the results that have come in; returns how many."""
+    def _collect(self) -> None:
+        """Give the futures what the table has of theirs."""
         with self._changed:
             sent = list(self._sent)
         indexes: dict[str, list[int]] = {}
         for name, index in sent:
             indexes.setdefault(name, []).append(index)
         table = self._workshop.manager.table
-        found = [result for name, those in indexes.items() for result in table.results(name, indexes=those)]
-        for result in found:
+        for name, those in indexes.items():
+            self._give(table.results(name, indexes=those))
+
+    def _give(self, results: Iterable[Result]) -> int:
+        """To the futures; returns how many there were."""
+        count = 0
+        for count, result in enumerate(results, 1):
             with self._changed:
                 future = self._sent.pop((result.bag, result.index), None)
             if future is not None:
                 _settle(future, result)
-        return len(found)
+        return count
 
 
 class _Function:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BagHandle", "Manager", "connect"]
 
 POLL_S = (0.005, 1.0)
-POLL_GROWTH = 0.005
+POLL_GROWTH = 0.003
 """`wait` asks the table again after this part of the time that it has waited, between those."""
 
 

@@ -1,6 +1,7 @@
 """One SQLite file, opened once a process and shared by the queues and the table in it.
 
-Each thread has a connection of its own. SQLite's locks keep all of them apart; locks of ours before
+Each thread has a connection of its own to read with. All share one to write with, since what one connection
+writes the caches of the others have to forget. SQLite's locks keep all of them apart; locks of ours before
 them (of the file `….lock` between processes) only see to it that nobody waits long for a turn.
 """
 
@@ -59,7 +60,7 @@ _HINTS = {
 
 
 class _Session:
-    """One thread's connection."""
+    """A connection, and what becomes of it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
@@ -91,9 +92,11 @@ class Database:
         self._pid = os.getpid()
         self._users = 1
         self._closed = False
-        self._writer = threading.Lock()
+        self._turn_here = threading.Lock()
         self._turns = -1
+        self._writing_session: _Session | None = None
         self._local = threading.local()
+        """`session`: what each thread uses just now."""
         self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
         self._sessions_lock = threading.Lock()
         try:
@@ -175,22 +178,35 @@ class Database:
                     with self._nested(session.connection):
                         yield session.connection
                     return
-                with self._turn():
-                    try:
-                        level = "FULL" if durable else "NORMAL"
-                        session.synchronize(level if self._durable else "OFF")
-                        session.connection.execute("BEGIN IMMEDIATE")
-                        session.writing, session.tells = True, False
-                        yield session.connection
-                        self._require_transaction(session.connection)
-                        session.connection.execute("COMMIT")
-                        if session.tells:
-                            self.ring()
-                    finally:
-                        session.writing = False
-                        with suppress(sqlite3.Error):
-                            if session.connection.in_transaction:
-                                session.connection.execute("ROLLBACK")
+            with self._turn(), self._writer(session) as session:
+                try:
+                    level = "FULL" if durable else "NORMAL"
+                    session.synchronize(level if self._durable else "OFF")
+                    session.connection.execute("BEGIN IMMEDIATE")
+                    session.writing, session.tells = True, False
+                    yield session.connection
+                    self._require_transaction(session.connection)
+                    session.connection.execute("COMMIT")
+                    if session.tells:
+                        self.ring()
+                finally:
+                    session.writing = False
+                    with suppress(sqlite3.Error):
+                        if session.connection.in_transaction:
+                            session.connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writer(self, reader: _Session) -> Iterator[_Session]:
+        """The session to write with, for this thread whose turn it is, in place of its own."""
+        if self._writing_session is None:
+            self._writing_session = self._new_session()
+        session = self._writing_session
+        with session.lock:
+            self._local.session = session
+            try:
+                yield session
+            finally:
+                self._local.session = reader
 
     def tell(self) -> None:
         """Have all who wait for messages look, as soon as this thread's transaction is committed."""
@@ -232,7 +248,7 @@ class Database:
         at all. The kernel's lock on a file of its own wakes the next one at once, and dies with its
         holder. It isn't inherited by children that are forked, as flock's would be.
         """
-        if not self._writer.acquire(timeout=self._busy_s):
+        if not self._turn_here.acquire(timeout=self._busy_s):
             raise UnavailableError(f"{self.path}: another thread kept it locked for {self._busy_s:.0f} s")
         try:
             with suppress(OSError, ValueError):  # no such file, or a file system without such locks
@@ -241,7 +257,7 @@ class Database:
         finally:
             with suppress(OSError, ValueError):
                 fcntl.lockf(self._turns, fcntl.LOCK_UN)
-            self._writer.release()
+            self._turn_here.release()
 
     def _session(self) -> _Session:
         session: _Session | None = getattr(self._local, "session", None)
@@ -250,9 +266,13 @@ class Database:
         if self._pid != os.getpid():
             raise BackendError(f"{self.path} was opened before this process was forked; open it again")
         if session is None:
-            session = self._local.session = _Session(self._connect())
-            with self._sessions_lock:
-                self._sessions.add(session)
+            session = self._local.session = self._new_session()
+        return session
+
+    def _new_session(self) -> _Session:
+        session = _Session(self._connect())
+        with self._sessions_lock:
+            self._sessions.add(session)
         return session
 
     def _connect(self) -> sqlite3.Connection:
@@ -281,7 +301,7 @@ class Database:
             self._turns = os.open(self.bell, os.O_RDWR | os.O_CREAT, 0o666)
         _persist(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), self._busy_s)
         if not self._is_ready(connection):
-            with self.write():
+            with self.write() as connection:
                 if not schema.check(connection, self.path):  # now nobody else can be at it
                     schema.create(connection)
 

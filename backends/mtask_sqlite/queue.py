@@ -6,6 +6,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ class _Token(NamedTuple):
     """A random number, the same for all messages taken at once, another for each time."""
 
 
+class _Waiter:
+    """A `receive` that waits, to which a `send` of the same process may hand over what it sends."""
+
+    def __init__(self, most: int, lease_s: float) -> None:
+        self.most, self.lease_s = most, lease_s
+        self.deliveries: list[Delivery] = []
+        self.served = threading.Event()
+
+
 class SqliteQueue:
     """One lane of the queue in a database.
 
@@ -70,6 +80,7 @@ class SqliteQueue:
         self._clock = clock or lease_clock
         self._closed = False
         self._local = threading.local()
+        self._waiters: deque[_Waiter] = deque()
         self._wakes = 0
         self._idle_s = 0.0
         """How long the last calls of `receive` waited in vain."""
@@ -86,9 +97,17 @@ class SqliteQueue:
             else:
                 unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
         if bodies:
-            with self._open().write() as connection:
-                self._insert(connection, bodies, self._clock() + delay_s)
-                self.database.tell()
+            database = self._open()
+            waiter = None if delay_s or database.writing else self._claim()
+            try:
+                with database.write() as connection:
+                    given = self._insert(connection, bodies, self._clock() + delay_s, waiter)
+                    database.tell()
+                if waiter is not None:
+                    waiter.deliveries = given
+            finally:
+                if waiter is not None:
+                    waiter.served.set()
         if unsent:
             raise SendError(unsent)
 
@@ -116,13 +135,37 @@ class SqliteQueue:
                 if next_at is not None and next_at <= self._clock():
                     break
                 left = wait_s - waited
-                self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
+                waiter = _Waiter(min(max_messages, LIMITS.receive_batch), lease_s)
+                self._waiters.append(waiter)
+                try:
+                    self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
+                except BaseException:
+                    self.release(self._withdraw(waiter))
+                    raise
+                if deliveries := self._withdraw(waiter):
+                    self._idle_s = 0.0
+                    return deliveries
                 database = self._open()
             version = seen
 
     def wake(self) -> None:
         self._wakes += 1
         self.database.ring()
+
+    def _claim(self) -> _Waiter | None:
+        """One who waits in this process: what it is given as it is sent, it needn't take in a transaction of its own."""
+        try:
+            return self._waiters.popleft()
+        except IndexError:
+            return None
+
+    def _withdraw(self, waiter: _Waiter) -> list[Delivery]:
+        """What it was given; nothing more will be."""
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:  # somebody has claimed it, and is about to commit, or to fail
+            waiter.served.wait()
+        return waiter.deliveries
 
     def _wait(self, longest_s: float, waited_s: float) -> None:
         """For another process or thread to send something."""
@@ -199,14 +242,25 @@ class SqliteQueue:
             raise BackendError(f"the queue in {self.database.path} is closed")
         return self.database
 
-    def _insert(self, connection: sqlite3.Connection, bodies: list[bytes], visible_at: float) -> None:
+    def _insert(
+        self, connection: sqlite3.Connection, bodies: list[bytes], visible_at: float, waiter: _Waiter | None
+    ) -> list[Delivery]:
+        """Returns what the waiter holds of it."""
         last = connection.execute("SELECT coalesce(max(id), 0) FROM message").fetchone()[0]
         rows = list(enumerate(bodies, last + 1))
+        given = rows[: waiter.most] if waiter is not None else []
+        if waiter is not None:
+            lease = _new_lease()
+            connection.executemany(
+                "INSERT INTO message (id, lane, visible_at, token, deliveries) VALUES (?, ?, ?, ?, 1)",
+                [(number, self._name, visible_at + waiter.lease_s, lease) for number, _ in given],
+            )
         connection.executemany(
             "INSERT INTO message (id, lane, visible_at) VALUES (?, ?, ?)",
-            [(number, self._name, visible_at) for number, _ in rows],
+            [(number, self._name, visible_at) for number, _ in rows[len(given) :]],
         )
         connection.executemany("INSERT INTO message_body (id, body) VALUES (?, ?)", rows)
+        return [Delivery(body=body, token=_Token(number, lease), deliveries=1) for number, body in given]
 
     def _take(self, database: Database, max_messages: int, lease_s: float) -> list[Delivery]:
         # Leases end with the machine's boot anyway: a power cut may take them back.
@@ -233,10 +287,7 @@ class SqliteQueue:
         return row[0]  # type: ignore[no-any-return]
 
     def _version(self, database: Database) -> int:
-        """Another number after each commit of another connection; costs some microseconds.
-
-        This thread, which waits, is the only one whose commits don't show.
-        """
+        """Another number after each commit, of whatever thread or process; costs some microseconds."""
         with database.read() as connection:
             return connection.execute("PRAGMA data_version").fetchone()[0]  # type: ignore[no-any-return]
 

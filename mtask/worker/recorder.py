@@ -54,11 +54,19 @@ class Recorder(Service):
     """Takes items from any thread; writes all that have gathered in one go, and keeps what fails."""
 
     def __init__(
-        self, queue: Queue, table: Table, keeper: LeaseKeeper, notes: Notes, on_written: Callable[[], None]
+        self,
+        queue: Queue,
+        table: Table,
+        keeper: LeaseKeeper,
+        notes: Notes,
+        on_written: Callable[[Sequence[Result | Portion]], None],
     ) -> None:
+        """`on_written` is called with the rows, when what has gathered is written; they may be none."""
         super().__init__("recorder")
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
         self._on_written = on_written
+        self._rows: list[Result | Portion] = []
+        """Written since `on_written` was called."""
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
         self._unwritten = self._waiting = self._waiting_bytes = 0
         self._lock = threading.Lock()
@@ -181,7 +189,8 @@ class Recorder(Service):
                 self._write_patiently(batch)
                 for item in batch:
                     self._count(item, -1)
-                self._on_written()
+                rows, self._rows = self._rows, []
+                self._on_written(rows)
 
     def _write_patiently(self, batch: list[Item]) -> None:
         """Until all is written. Raises UnavailableError after `give_up_at`."""
@@ -238,7 +247,7 @@ class Recorder(Service):
         try:
             with self._table.transaction(self._queue):
                 self._look_who_was_first(batch)
-                self._write_rows(batch)
+                rows = self._write_rows(batch)
                 self._send([*batch, *self._followers(batch)])
                 if over:
                     self._queue.delete([held.delivery for held in over])
@@ -247,10 +256,11 @@ class Recorder(Service):
         except BaseException:
             self._keeper.add(mine)
             raise
+        self._rows += rows
         for held, n in settled.items():
             held.unsettled -= n
 
-    def _write_rows(self, batch: list[Item]) -> None:
+    def _write_rows(self, batch: list[Item]) -> list[Result | Portion]:
         rows = [result for item in batch for result in item.results]
         attempts = [result for item in batch for result in item.attempts]
         dead = [item.dead for item in batch if item.dead]
@@ -260,6 +270,7 @@ class Recorder(Service):
             self._table.keep_attempts(attempts)
         if dead:
             self._table.set_aside(dead)
+        return rows
 
     def _look_who_was_first(self, batch: list[Item]) -> None:
         """Of a task that was sent twice, only the first to end sends the next one: else all that come after

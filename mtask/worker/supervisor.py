@@ -61,9 +61,9 @@ class Worker:
         options: Options,
         *,
         say: Callable[[str], None] | None = None,
-        on_written: Callable[[], None] = lambda: None,
+        on_written: Callable[[Sequence[Result | Portion]], None] = lambda _: None,
     ):
-        """`on_written` is called, from another thread, when results have been recorded."""
+        """`on_written` is called with results that have been recorded, from another thread; they may be none."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         self.path, self.checkpoints = options.path, options.checkpoints
@@ -230,9 +230,9 @@ class Worker:
         written, self._written = self._written, False
         return written or not busy
 
-    def _tell_written(self) -> None:
+    def _tell_written(self, rows: Sequence[Result | Portion]) -> None:
+        self._tell_others(rows)
         self._inbox.post(self._on_written)
-        self._tell_others()
 
     def _on_written(self) -> None:
         self._written = True

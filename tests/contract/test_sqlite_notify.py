@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mtask.errors import BackendError
+from mtask.model import Delivery
 from mtask.testing.samples import a_bag, a_done, a_message
-from mtask_sqlite import SqliteQueue, open_queue, open_table
+from mtask_sqlite import Database, SqliteQueue, open_queue, open_table
 from mtask_sqlite.notify import Watch
 
 
@@ -111,3 +113,77 @@ def test_one_that_waits_can_be_woken(
     assert 0.05 < time.monotonic() - began_s < 30
     queue.send([a_message(0)])
     assert len(queue.receive(max_messages=1, lease_s=60, wait_s=60)) == 1
+
+
+# -- handed over within a process -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(queue: SqliteQueue) -> Iterator[SqliteQueue]:
+    with closing(SqliteQueue(Database(queue.database.path))) as other:  # as if in another process
+        yield other
+
+
+class Waiting:
+    """A `receive` in a thread of its own; made when it waits."""
+
+    def __init__(self, queue: SqliteQueue, *, lease_s: float = 60) -> None:
+        self.taken: list[Delivery] = []
+        self._thread = threading.Thread(
+            target=lambda: self.taken.extend(queue.receive(max_messages=2, lease_s=lease_s, wait_s=60))
+        )
+        self._thread.start()
+        deadline_s = time.monotonic() + 30
+        while not queue._waiters:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+
+    def end(self) -> list[Delivery]:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return self.taken
+
+
+def test_one_that_waits_is_given_what_is_sent(
+    queue: SqliteQueue, other: SqliteQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting(queue)
+    monkeypatch.setattr(queue, "_take", None)  # it needs no transaction of its own
+    queue.send([a_message(number) for number in range(3)])
+    taken = waiting.end()
+    assert [(each.body, each.deliveries) for each in taken] == [(a_message(n).encode(), 1) for n in (0, 1)]
+    assert queue.depth() == (1, 2, 0)
+    assert [each.body for each in other.receive(max_messages=9, lease_s=60, wait_s=0)] == [
+        a_message(2).encode()
+    ]
+    assert queue.extend(taken[:1], lease_s=60).lost == []
+    queue.delete(taken[1:])
+    assert queue.depth() == (0, 2, 0)
+
+
+def test_the_lease_of_what_is_given_runs_out(queue: SqliteQueue, other: SqliteQueue) -> None:
+    waiting = Waiting(queue, lease_s=0.2)
+    queue.send([a_message(0)])
+    (given,) = waiting.end()
+    (again,) = other.receive(max_messages=1, lease_s=60, wait_s=30)
+    assert (again.body, again.deliveries) == (given.body, 2)
+    assert queue.extend([given], lease_s=60).lost == [given]
+
+
+def test_a_send_that_fails_leaves_it_waiting(queue: SqliteQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(queue)
+    with monkeypatch.context() as patch, pytest.raises(BackendError):
+        patch.setattr(queue, "_insert", lambda connection, *_: connection.execute("no statement"))
+        queue.send([a_message(0)])
+    queue.send([a_message(1)])
+    assert [each.body for each in waiting.end()] == [a_message(1).encode()]
+
+
+def test_nothing_is_given_that_may_be_undone(queue: SqliteQueue, url: str) -> None:
+    waiting = Waiting(queue)
+    with closing(open_table(url)) as table, pytest.raises(ZeroDivisionError), table.transaction(queue):
+        queue.send([a_message(0)])
+        raise ZeroDivisionError
+    assert not waiting.taken
+    queue.send([a_message(1)])
+    assert [each.body for each in waiting.end()] == [a_message(1).encode()]

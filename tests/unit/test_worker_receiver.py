@@ -41,7 +41,7 @@ class Bench:
         self.rounds = 0
         notes = Notes(self.said.append)
         self.keeper = LeaseKeeper(self.queue, lambda held: None, notes)  # type: ignore[arg-type]
-        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda: None)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda _: None)  # type: ignore[arg-type]
         self.bags = Bags(self.table)  # type: ignore[arg-type]
         self.receiver = Receiver(
             self.queue,  # type: ignore[arg-type]

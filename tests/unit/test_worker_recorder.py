@@ -33,7 +33,7 @@ class Bench:
         self.lost: list[Held] = []
         notes = Notes(self.said.append)
         self.keeper = LeaseKeeper(self.queue, self.lost.append, notes)  # type: ignore[arg-type]
-        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda: None)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda _: None)  # type: ignore[arg-type]
         self.errors: list[BaseException] = []
         self.recorder.on_failure = self.errors.append
 
