@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from mtask.errors import SendError
-from mtask.model import Delivery, Message
+from mtask.model import DeadMessage, Delivery, Message
 
-__all__ = ["Depth", "Extension", "Queue", "QueueLimits", "send_all"]
+__all__ = ["Depth", "Extension", "KeepsDead", "Queue", "QueueLimits", "send_all"]
 
 
 class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +116,15 @@ class Queue(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsDead(Protocol):
+    """A queue whose vendor takes out by itself what was received too often, and keeps it (optional)."""
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """What it has taken out of this queue and its lanes, oldest first; it stays where it is."""
+        ...
 
 
 def send_all(queue: Queue, messages: Sequence[Message], *, delay_s: float = 0, tries: int = 5) -> None:

@@ -22,6 +22,8 @@ VERBS = {
     "repair": "manage",
     "cancel": "manage",
     "dead": "manage",
+    "init": "setup",
+    "doctor": "setup",
     "completion": "manage",
 }
 """Verb → module of this package, in the order of `mtask --help`."""
