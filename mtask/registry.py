@@ -112,7 +112,8 @@ def diagnose(queue: str, table: str, roles: Collection[str] = ROLES) -> Iterator
 
 def shown(url: str) -> str:
     """The URL without its password, for people and logs."""
-    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:…@", url)
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", url)
+    return re.sub(r"(://[^/@:]*):.*@", r"\1:…@", url)
 
 
 def scheme_of(url: str) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "console",
     "exit_code",
     "is_default",
+    "no_password",
     "places",
     "quiet",
     "tasks_text",
@@ -93,9 +94,30 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
         import_msgspec()
         return command(*args, **options)
 
-    table = click.option("--table", metavar="URL", help="Where results are kept.  [default: with the queue]")
-    queue = click.option("--queue", metavar="URL", help=f"The queue.  [default: {DEFAULT_PATH}]")
+    table = click.option(
+        "--table",
+        metavar="URL",
+        callback=no_password,
+        help="Where results are kept.  [default: with the queue]",
+    )
+    queue = click.option(
+        "--queue", metavar="URL", callback=no_password, help=f"The queue.  [default: {DEFAULT_PATH}]"
+    )
     return queue(table(begin))
+
+
+def no_password(ctx: click.Context, param: click.Parameter, url: str | None) -> str | None:
+    """The URL of an option or an argument; raises UsageError for one with a password."""
+    if url and not ctx.resilient_parsing and ("@" in url or "password=" in url):
+        from mtask.registry import shown
+
+        if shown(url) != url:
+            variable = "MTASK_TABLE" if param.name == "table" else "MTASK_QUEUE"
+            raise UsageError(
+                f"{shown(url)!r}: a password on the command line is seen by everybody on this machine; leave it out if "
+                f"the backend finds it elsewhere, or set {variable}, or write the URL to mtask.toml"
+            )
+    return url
 
 
 def quiet(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtask.cli.common import places
+from mtask.cli.common import no_password, places
 
 if TYPE_CHECKING:
     from mtask.doctor import Finding
@@ -20,8 +20,10 @@ MARKS = {True: "ok", False: "problem", None: "?"}
 
 
 @click.command()
-@click.argument("queue", required=False, metavar="[URL]")
-@click.option("--table", metavar="URL", help="Where results are kept.  [default: with the queue]")
+@click.argument("queue", required=False, metavar="[URL]", callback=no_password)
+@click.option(
+    "--table", metavar="URL", callback=no_password, help="Where results are kept.  [default: with the queue]"
+)
 @click.option(
     "--file/--no-file", "write", default=True, help="Write the URLs to ./mtask.toml.  [default: file]"
 )
