@@ -47,6 +47,9 @@ class Address(NamedTuple):
     shown: str
     """For people, without a password."""
 
+    def __repr__(self) -> str:
+        return f"Address({self.shown!r})"
+
     @property
     def database(self) -> str:
         """The name in the URL; empty: what libpq takes."""

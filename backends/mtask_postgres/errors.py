@@ -43,7 +43,10 @@ _FINAL = [
         "check the user, and the password in ~/.pgpass, PGPASSWORD or PGSERVICE",
     ),
     (r"database \".*\" does not exist", "`mtask init` makes it, or `createdb`; or the URL names another"),
-    (r"no pg_hba\.conf entry", "the server lets nobody in like this; it may want TLS, or another host"),
+    (
+        r"no pg_hba\.conf entry|pg_hba\.conf rejects",
+        "the server lets nobody in like this; it may want TLS, or another host",
+    ),
     (r"server does not support SSL", "sslmode=require and more need a server with TLS"),
     (r"certificate|SSL error", "TLS did not come about: check sslmode, sslrootcert and the name of the host"),
     (r"definition of service .* not found|service file", "check PGSERVICE and ~/.pg_service.conf"),

@@ -24,6 +24,11 @@ SETTINGS = {
     "max_connections": "200",
     "autovacuum_naptime": "5s",
 }
+HBA = """
+host all guarded 127.0.0.1/32 scram-sha-256
+host all refused 127.0.0.1/32 reject
+"""
+"""All others need no password."""
 
 
 class Postgres:
@@ -38,24 +43,16 @@ class Postgres:
             shutil.chown(folder, self.user)
         self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
-        initdb = [
-            programs / "initdb",
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-            "-N",
-        ]
+        options = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N"]
         subprocess.run(
-            [*initdb, "-D", folder / "data"],
+            [programs / "initdb", *options, "-D", folder / "data"],
             check=True,
             user=self.user,
             cwd=folder,
             stdout=subprocess.DEVNULL,
         )
+        who = folder / "data/pg_hba.conf"
+        who.write_text(HBA + who.read_text())
 
     @property
     def place(self) -> str:
@@ -92,21 +89,18 @@ class Postgres:
             self._process.wait(60)
             self._process = None
 
-    def reload(self, **settings: str | None) -> None:
-        """With these settings, for who connects from now on; None: as before."""
-        import psycopg
+    def url_of(self, user: str, database: str = "postgres") -> str:
+        return f"postgresql://{user}@{self.place}/{database}"
 
-        with contextlib.closing(psycopg.connect(self.url, autocommit=True)) as connection:
-            for name, value in settings.items():
-                change = f"SET {name} = '{value}'" if value is not None else f"RESET {name}"
-                connection.execute(f"ALTER SYSTEM {change}".encode())
-            connection.execute("SELECT pg_reload_conf()")
-            for name, value in settings.items():
-                deadline = time.monotonic() + START_S
-                while value is not None and self.ask(
-                    "SELECT setting FROM pg_file_settings WHERE name = %s AND applied", name
-                ) != [(value,)]:
-                    assert time.monotonic() < deadline
+    @contextlib.contextmanager
+    def settings(self, **settings: str) -> Iterator[None]:
+        """For who connects within the block."""
+        changes = [f"SET {name} = '{value}'" for name, value in settings.items()]
+        for each in (changes, [f"RESET {name}" for name in settings]):
+            for change in each:
+                self.ask(f"ALTER DATABASE postgres {change}")
+            if each is changes:
+                yield
 
     def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         import psycopg
