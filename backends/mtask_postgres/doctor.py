@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from mtask.doctor import Finding, clock_finding
@@ -42,7 +43,7 @@ def diagnose(urls: Sequence[str], _roles: Collection[str]) -> Iterator[Finding]:
                     yield finding
                 if not stopped:
                     yield from _rights(connection, address)
-                    yield from _notices(connection)
+                    yield from _notices(connection, address)
                     yield from _load(connection, address)
         except MtaskError as error:
             yield Finding.problem("server", error)
@@ -100,11 +101,12 @@ def _rights(connection: Connection, address: Address) -> Iterator[Finding]:
         yield Finding("rights", True, f"user {user!r} may submit and work")
 
 
-def _notices(connection: Connection) -> Iterator[Finding]:
+def _notices(connection: Connection, address: Address) -> Iterator[Finding]:
     """Does one who listens hear? A pooler that gives each transaction another connection keeps notices to itself."""
     channel = f"mtask_doctor_{connection.info.backend_pid}"
     connection.execute(f'LISTEN "{channel}"'.encode())
-    connection.execute(f'NOTIFY "{channel}"'.encode())
+    with closing(connect(address)) as other:
+        other.execute(f'NOTIFY "{channel}"'.encode())
     heard = any(True for _ in connection.notifies(timeout=_NOTICE_S, stop_after=1))
     connection.execute(b"UNLISTEN *")
     if heard:

@@ -77,7 +77,7 @@ class Postgres:
                 stdin=subprocess.DEVNULL,
             )
         deadline = time.monotonic() + START_S
-        while not self._answers():
+        while not answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"postgres did not start: {self.said()[-2000:]}", pytrace=False)
             time.sleep(0.05)  # there is no event to await
@@ -124,14 +124,15 @@ class Postgres:
     def said(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def _answers(self) -> bool:
-        import psycopg
 
-        try:
-            psycopg.connect(self.url, connect_timeout=5).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+def answers(url: str) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def find_programs() -> Path | None:
@@ -157,3 +158,45 @@ def postgres() -> Iterator[Postgres]:
             yield server
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def pooler(postgres: Postgres, mode: str) -> Iterator[str]:
+    """The URL of PgBouncer before the server; it holds no more than four connections to it."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        missing("pgbouncer", "`make servers` does it, or `apt-get install pgbouncer`")
+    port = free_port()
+    file = postgres.folder / f"pgbouncer-{mode}.ini"
+    file.write_text(
+        f"""
+[databases]
+postgres = host=127.0.0.1 port={postgres.port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+default_pool_size = 4
+"""
+    )
+    process = subprocess.Popen(
+        [program, file],
+        user=postgres.user,
+        cwd=postgres.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    try:
+        deadline = time.monotonic() + START_S
+        while not answers(url):
+            assert process.poll() is None, "pgbouncer did not start"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # there is no event to await
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
