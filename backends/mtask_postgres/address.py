@@ -26,6 +26,7 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _EXAMPLE = "it should look like postgresql://user@host/database"
 _DEFAULTS = {
     "fallback_application_name": "mtask",
+    "client_encoding": "UTF8",  # whatever PGCLIENTENCODING is
     # A server that has vanished without a word is noticed after half a minute.
     "connect_timeout": "10",
     "keepalives_idle": "15",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -565,3 +566,41 @@ def test_any_name_and_password_arrive(user: str, password: str, database: str, n
     )
     assert repr(address) == f"Address({address.shown!r})"
     assert address.shown == f"postgresql://{user_}:…@host:1/{database_}?application_name={name_}"
+
+
+# -- TLS ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(postgres: Postgres) -> Iterator[Path]:
+    """Of the server, for 127.0.0.1; as long as there is one, it speaks TLS."""
+    key, certificate = postgres.folder / "data/server.key", postgres.folder / "data/server.crt"
+    options = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=mtask -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        ["openssl", *options.split(), "-keyout", key, "-out", certificate],
+        check=True,
+        user=postgres.user,
+        umask=0o077,
+        cwd=postgres.folder,
+        stderr=subprocess.DEVNULL,
+    )
+    has_tls = "SELECT bool_or(ssl) FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    for setting, expected in (("on", True), ("off", False)):
+        postgres.ask(f"ALTER SYSTEM SET ssl = {setting}")
+        postgres.ask("SELECT pg_reload_conf()")
+        eventually(lambda expected=expected: postgres.ask(has_tls) == [(expected,)])  # type: ignore[misc]
+        if expected:
+            yield certificate
+
+
+def test_tls_is_checked_as_the_url_says(postgres: Postgres, certificate: Path, tmp_path: Path) -> None:
+    url = f"{postgres.new()}&sslmode=verify-full&sslrootcert="
+    with closing(open_queue(f"{url}{certificate}")) as queue:
+        queue.send([a_message()])
+        assert len(take(queue)) == 1
+        with queue.database.use() as connection:
+            assert connection.pgconn.ssl_in_use
+    with pytest.raises(UnusableError, match=r"TLS did not come about: .*sslrootcert"):
+        open_queue(f"{url}{tmp_path}/none.pem")
+    with pytest.raises(UnusableError, match=r"TLS did not come about: .*the name of the host"):
+        open_queue(f"{url}{certificate}".replace("@127.0.0.1", "@localhost"))
