@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from typing import Any
 
@@ -88,6 +89,21 @@ def reader(postgres: Postgres) -> str:
     postgres.ask(f"GRANT USAGE ON SCHEMA {name} TO {user}")
     postgres.ask(f"GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {user}")
     return url.replace("postgres@", f"{user}@")
+
+
+def test_who_may_only_read_sees_status_and_results(postgres: Postgres, reader: str, command: Any) -> None:
+    owner = re.sub(r"//\w+@", "//postgres@", reader)
+    command.write("tasks.csv", "number\n1\n2\n")
+    assert command.process("run", "tasks.csv", "--run", "echo {number}", MTASK_QUEUE=owner).code == 0
+    shown = command.process("status", "tasks", MTASK_QUEUE=reader)
+    assert (shown.code, "finished" in shown.out) == (0, True), shown.err
+    assert command.process("results", "tasks", "-o", "all.csv", MTASK_QUEUE=reader).code == 0
+    assert command.read("all.csv").count(",done,") == 2
+    refused = command.process(
+        "submit", "tasks.csv", "--run", "echo {number}", "--bag", "more", MTASK_QUEUE=reader
+    )
+    assert refused.code == 2
+    assert "its owner grants it" in refused.err
 
 
 def test_missing_rights_are_named_and_mended_as_it_says(postgres: Postgres, reader: str) -> None:
