@@ -17,8 +17,8 @@ from mtask_postgres import Database, PostgresQueue, PostgresTable
 from mtask_postgres.address import address_of
 from tests.servers.postgres import Postgres
 
-BRIEFLY = settings(SETTINGS, max_examples=15)
-"""600 steps: each is a request."""
+BRIEFLY = settings(SETTINGS, max_examples=20)
+"""800 steps: each is a request."""
 
 
 class Place:

@@ -102,7 +102,7 @@ def test_a_schema_of_an_older_version_is_brought_up_to_date(
 
 
 def test_a_migration_that_fails_changed_nothing(url: str) -> None:
-    broken = (*schema.MIGRATIONS, "CREATE TABLE {s}.more (); SELECT 1 / 0")
+    broken = (*schema.MIGRATIONS, "CREATE TABLE {s}.more ()", "SELECT 1 / 0")
     with closing(connect(address_of(url))) as connection:
         with pytest.raises(psycopg.errors.DivisionByZero):
             schema.make(connection, address_of(url), broken)

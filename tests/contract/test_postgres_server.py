@@ -69,6 +69,12 @@ def persist(action: Callable[[], object]) -> int:
             time.sleep(0.02)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits doesn't look by himself."""
+    monkeypatch.setattr("mtask_postgres.queue._LOOK_S", 10 * PATIENCE_S)
+
+
 def in_background(action: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=action)
     thread.start()
@@ -106,6 +112,7 @@ def test_who_waits_asks_the_server_about_once_a_second(postgres: Postgres, queue
     assert 3 <= len(asked) <= 4
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_release_in_another_process_is_heard(url: str, queue: PostgresQueue) -> None:
     with closing(PostgresQueue(Database(address_of(url)))) as other:
         other.send([a_message(3)])
@@ -212,6 +219,7 @@ def test_a_transaction_that_the_server_cuts_did_nothing(
     assert table.counts("bag").done == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_listener_that_is_cut_listens_again(postgres: Postgres, queue: PostgresQueue) -> None:
     take(queue, wait_s=0.1)
     eventually(lambda: queue.database.bell.listens)
@@ -244,7 +252,33 @@ def test_too_many_connections_pass(postgres: Postgres, url: str) -> None:
         open_queue(url.replace("postgres@", f"{limited}@"))
 
 
+def test_a_lease_in_a_long_transaction_counts_from_its_own_time(url: str, queue: PostgresQueue) -> None:
+    queue.send([a_message()])
+    (held,) = take(queue)
+    with queue.database.transaction():
+        time.sleep(1.2)  # longer than the lease
+        ((_, held),) = queue.extend([held], lease_s=1).extended
+    with closing(PostgresQueue(Database(address_of(url)))) as other:
+        assert take(other) == []
+
+
 # -- many at once ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_nobody_waits_for_what_another_one_is_taking(
+    postgres: Postgres, url: str, queue: PostgresQueue, most: int
+) -> None:
+    queue.send(messages(5))
+    with (
+        postgres.settings(lock_timeout="2s"),
+        closing(PostgresQueue(Database(address_of(url)))) as other,
+        queue.database.transaction(),
+    ):
+        mine = queue.receive(max_messages=most, lease_s=600, wait_s=0)
+        theirs = take(other)
+    assert sorted(map(index_of, [*mine, *theirs])) == list(range(5))
+    assert len(mine) == most
 
 
 def test_who_writes_the_same_rows_in_another_order_never_deadlocks(
