@@ -18,6 +18,8 @@ __all__ = ["Bell"]
 
 _PAUSES_S = (0.1, 5.0)
 """Between two tries to connect: shortest and longest."""
+_CLOSE_S = 2.0
+"""A thread that tries to connect just now can't be told to stop; it ends by itself, or with the process."""
 
 
 class Bell:
@@ -61,9 +63,10 @@ class Bell:
             self._closed.set()
         if thread is not None:
             os.write(self._stop_in, b"x")
-            thread.join()
-            os.close(self._stop_in)
-            os.close(self._stop_out)
+            thread.join(_CLOSE_S)
+            if not thread.is_alive():
+                os.close(self._stop_in)
+                os.close(self._stop_out)
 
     # -- the thread ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from mtask.model import Counts, Delivery, State
 from mtask.testing.samples import a_bag, a_done, a_failed, a_message, a_portion, index_of, messages
 from mtask_postgres import Database, PostgresQueue, PostgresTable, open_queue, open_table
 from mtask_postgres.address import address_of
+from mtask_postgres.database import Connection
 from tests.servers.postgres import Postgres
 
 PATIENCE_S = 30.0
@@ -237,6 +238,26 @@ def test_a_listener_that_is_cut_listens_again(postgres: Postgres, queue: Postgre
     taken: list[Delivery] = []
     thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
     queue.send([a_message()])
+    assert joined_s(thread) < PATIENCE_S / 2
+    assert len(taken) == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_was_sent_while_nobody_listened_is_found(queue: PostgresQueue) -> None:
+    bell, reachable = queue.database.bell, threading.Event()
+    real = bell._connect
+
+    def try_to_connect() -> Connection:
+        if not reachable.is_set():
+            raise UnavailableError("as the test wants it")
+        return real()
+
+    bell._connect = try_to_connect
+    taken: list[Delivery] = []
+    thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
+    eventually(lambda: bell._thread is not None)  # it has looked, and waits
+    queue.send([a_message()])
+    reachable.set()
     assert joined_s(thread) < PATIENCE_S / 2
     assert len(taken) == 1
 
