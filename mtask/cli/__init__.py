@@ -22,6 +22,8 @@ VERBS = {
     "repair": "manage",
     "cancel": "manage",
     "dead": "manage",
+    "pmc": "pipelines",
+    "seqexec": "pipelines",
     "init": "setup",
     "doctor": "setup",
     "completion": "manage",
