@@ -157,11 +157,18 @@ class _Run:
                 self._crew.kill()
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 self._stop(f"stopped: the wall time of {self._options.max_wall_s / 60:g} min is over")
-            self._fill()  # these run while the ends of the others are written down
-            for each in ended:
+            # After a failure nothing more may be wanted. Behind success others run while it is written down.
+            for each in [each for each in ended if self._may_fail(each)]:
+                self._conclude(each)
+            self._fill()
+            for each in [each for each in ended if not self._may_fail(each)]:
                 self._conclude(each)
             self._fill()
         return self._finish(stopping)
+
+    def _may_fail(self, ended: Ended) -> bool:
+        task = self._dag.tasks[ended.key]
+        return bool(ended.status or task.pipes or task.files)
 
     def _fill(self) -> None:
         """Start what may start."""
@@ -224,7 +231,7 @@ class _Run:
         """Start nothing more, and end what runs."""
         if not self._why_stopped:
             self._why_stopped = why
-            self._schedule.stopped = True
+            self._schedule.stop()
             self._log(f"{why}; what runs ({len(self._schedule.running)}) is ended")
             self._crew.stop()
 

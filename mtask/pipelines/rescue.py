@@ -64,7 +64,11 @@ class Rescue:
             self._fd = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             return
         made = f"{target}.{os.getpid()}.new"
-        self._fd = os.open(made, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            self._fd = os.open(made, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            error.filename = path
+            raise
         try:
             write_all(self._fd, os.fsencode(text))
             os.fsync(self._fd)

@@ -105,8 +105,14 @@ class Schedule:
             return True
         self.failed.add(at)
         if self._max_failures and len(self.failed) >= self._max_failures:
-            self.stopped = True
+            self.stop()
         return False
+
+    def stop(self) -> None:
+        """Nothing more is to start; what was to be tried again has failed."""
+        self.stopped = True
+        waiting = {at for heap in self._ready.values() for _, at in heap}
+        self.failed |= waiting & self._attempts.keys()
 
     def _is_ready(self, at: int) -> None:
         task = self.dag.tasks[at]

@@ -126,8 +126,11 @@ class _Run:
                 self._stop(f"stopped by {self._stopping.signal}")
             if self._stopping.count > 1:
                 self._crew.kill()
-            self._fill()  # these run while the ends of the others are written down
-            for each in ended:
+            # After a failure nothing more may be wanted. Behind success others run while it is written down.
+            for each in [each for each in ended if each.status]:
+                self._conclude(each)
+            self._fill()
+            for each in [each for each in ended if not each.status]:
                 self._conclude(each)
         self._beside("SEQEXEC_CLEANUP", _CLEANUP)
         self._progress.close()
