@@ -160,6 +160,13 @@ def test_outputs_are_never_mixed(command):
     assert "stray" not in out + err
 
 
+def test_what_a_task_leaves_running_is_ended_with_it(command):
+    command.write("d.dag", "TASK a /bin/sh -c 'sleep 100 & echo $! > pid'\n")
+    assert command.process("pmc", "d.dag").code == 0
+    pid = command.read("pid").strip()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), limit_s=30)
+
+
 def test_a_large_output_comes_out_whole(command):
     command.write("d.dag", "TASK a /bin/sh -c 'seq 700000'\nTASK b /bin/echo b\n")
     code, out, _ = command.process("pmc", "d.dag", "-j", "1")

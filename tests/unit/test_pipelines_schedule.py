@@ -115,6 +115,14 @@ def test_a_task_that_never_fits_is_refused():
         Schedule(Dag([task(memory_mb=101)], []), ROOM)
 
 
+def test_what_is_done_already_is_not_done_again_because_its_parent_is():
+    schedule = Schedule(Dag([task("parent"), task("child")], [(0, 1)]), ROOM, done={1})
+    assert (schedule.next(), schedule.next()) == (0, None)
+    schedule.gone(0)
+    schedule.ended(0, success=True)
+    assert (schedule.next(), schedule.finished, schedule.done) == (None, True, {0, 1})
+
+
 def test_a_part_of_the_host_is_free_before_the_end_is_written_down_but_what_waits_does_not_start():
     dag = Dag([task("parent"), task("child"), task("other")], [(0, 1)])
     schedule = Schedule(dag, Room(1, 1, 0))
