@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtask.errors import MtaskError
 from mtask.worker.output import new_output
 from mtask.worker.process import signal_group, spawn
 
@@ -80,21 +81,28 @@ class Crew:
     def start(
         self, key: int, argv: list[str], variables: Mapping[str, str], pipes: Sequence[str] = ()
     ) -> None:
-        """The `key` comes back with its end, also when it can't be started; `pipes` are names of variables."""
+        """The `key` comes back with its end, also when it can't be started; `pipes` are names of variables.
+
+        Raises MtaskError when there is no room for what it would print.
+        """
         stdout, stderr = self._temporary.new(), self._temporary.new()
         started_at, began_s = time.time(), time.monotonic()
         ended = Ended(key, argv, started_at, 0.0, START_FAILED, stdout, stderr, 0)
         ours, theirs = dict[str, int](), dict[int, int]()
         own = dict(variables)
-        for number, name in enumerate(pipes, 3):
-            ours[name], theirs[number] = _pipe()
-            own[name] = str(number)
         try:
+            for number, name in enumerate(pipes, 3):
+                ours[name], theirs[number] = _pipe()
+                own[name] = str(number)
             environment = self._environment | {os.fsencode(k): os.fsencode(v) for k, v in own.items()}
             ended.pid = spawn(argv, environment, stdin=self._null, stdout=stdout, stderr=stderr, more=theirs)
+            pidfd = os.pidfd_open(ended.pid)
         except (OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             ended.problem = f"can't start {argv[0]!r}: {said}"
+            if ended.pid:  # it can't be watched
+                signal_group(ended.pid, signal.SIGKILL)
+                os.waitpid(ended.pid, 0)
             for fd in ours.values():
                 os.close(fd)
             self._ended.append(ended)
@@ -102,7 +110,7 @@ class Crew:
         finally:
             for fd in theirs.values():
                 os.close(fd)
-        running = _Running(ended, began_s, os.pidfd_open(ended.pid), ours)
+        running = _Running(ended, began_s, pidfd, ours)
         self._running[key] = running
         self._selector.register(running.pidfd, selectors.EVENT_READ, (key, None))
         for name, fd in ours.items():
@@ -215,4 +223,10 @@ class _Temporary:
                 return os.open(self._folder, self._flags, 0o600)
             except OSError:  # this file system or kernel has none
                 self._flags = 0
-        return new_output()
+        try:
+            return new_output()
+        except OSError as error:
+            raise MtaskError(
+                f"can't make a file for what tasks print, in {self._folder}: {error.strerror}; "
+                "TMPDIR names another folder"
+            ) from error

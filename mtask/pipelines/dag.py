@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mtask.errors import InputError
-from mtask.template import split_command
+from mtask.pipelines.words import split_words
 
 __all__ = ["Dag", "Task", "parse_dag", "refuse"]
 
@@ -176,9 +176,9 @@ def _task(words: list[str], line: int, tries: int) -> Task:
     if "\0" in words[1] or "\0" in words[2]:
         raise _MalformedError("there is a NUL in it, which no program can be given")
     try:
-        argv = split_command(words[2])
+        argv = split_words(words[2])
     except ValueError as error:
-        raise _MalformedError(f"{str(error).lower()} in {words[2][:60]!r}") from None
+        raise _MalformedError(f"{error} in {words[2][:60]!r}") from None
     task = Task(words[1], line, argv, tries=tries)
     at = 0
     while at < len(argv) and argv[at].startswith("-"):

@@ -8,6 +8,7 @@ does a task again at most, and leaves none out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import heapq
 import os
@@ -199,9 +200,9 @@ class _Run:
         task = self._dag.tasks[ended.key]
         slot, number, _ = self._places.pop(ended.key)
         status = ended.status or self._forward(task, ended)
-        if ended.problem:
-            write_all(ended.stderr, os.fsencode(f"mtask: {ended.problem}\n"))
         try:
+            if ended.problem:
+                write_all(ended.stderr, os.fsencode(f"mtask: {ended.problem}\n"))
             self._outputs.write(
                 task.name, ended.stdout, ended.stderr, self._record(task, ended, status, slot)
             )
@@ -368,10 +369,12 @@ def _read_locked(options: Options) -> Iterator[str]:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise InputError(
-                    "another process runs this DAG just now; one is enough for a host, mpiexec is not needed",
-                    source=path,
-                ) from error
+                busy = (
+                    "another process runs this DAG just now; one is enough for a host, mpiexec is not needed"
+                )
+                said = f"can't lock the DAG: {error.strerror}; --nolock does without"
+                taken = error.errno in (errno.EACCES, errno.EAGAIN)
+                raise InputError(busy if taken else said, source=path) from error
         try:
             data = file.read()
         except OSError as error:

@@ -23,7 +23,7 @@ from mtask.pipelines.host import Stopping
 from mtask.pipelines.logs import Log
 from mtask.pipelines.outputs import pour, write_all
 from mtask.pipelines.records import Quoted, application_of, date_text, record
-from mtask.template import split_command
+from mtask.pipelines.words import split_words
 from mtask.worker.orphans import MARK, watch_for_orphans
 from mtask.worker.runner import HOSTNAME, why_it_died
 
@@ -74,13 +74,13 @@ def read_commands(text: str, source: str) -> tuple[list[Command], int]:
         if not line or line.startswith("#"):
             continue
         try:
-            argv = split_command(line)
+            argv = split_words(line)
             if "\0" in line:
                 raise ValueError("there is a NUL in it, which no program can be given")
             if not argv[0]:
                 raise ValueError("there is no program in it")
         except ValueError as error:
-            problems.append((at, f"{str(error).lower()}: {line[:60]!r}"))
+            problems.append((at, f"{error}: {line[:60]!r}"))
             continue
         commands.append(Command(at, argv))
     refuse(source, problems)
@@ -196,7 +196,7 @@ class _Run:
         if not text or self._broken:
             return
         try:
-            argv = split_command(text)
+            argv = split_words(text)
         except ValueError as error:
             self._log(f"{variable}: {error}; it is not run")
             return

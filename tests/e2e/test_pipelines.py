@@ -141,7 +141,8 @@ def test_the_steps_of_the_dag_for_dagman(node):
     for step in steps * 2:
         done = run(node.folder, "env", "_CONDOR_MACHINE_AD=machine.ad", "./node.sh", step)
         assert done.returncode == 0, done.stderr
-    assert len(node.read("results.csv").splitlines()) == 101
+    with open(node.folder / "results.csv", newline="") as file:
+        assert [int(row["stdout"]) for row in csv.DictReader(file)] == [x * x for x in range(1, 101)]
 
 
 # -- Pegasus ----------------------------------------------------------------------------------------
