@@ -402,6 +402,30 @@ def test_after_a_kill_the_rest_is_done_and_nothing_of_before_lives(command):
     assert pegasus_is_content(out)
 
 
+def test_killed_again_and_again_it_leaves_nothing_out_and_does_little_twice(command):
+    count, kills, slots = 240, 5, 2
+    lines = [f"TASK t{at} /bin/sh -c 'echo t{at} >> ran'" for at in range(count)]
+    edges = [(at, at + 3) for at in range(count - 3)]
+    command.write("d.dag", "\n".join([*lines, *(f"EDGE t{a} t{b}" for a, b in edges)]))
+    rescue = command.folder / "d.dag.rescue"
+    printed = ""
+    for kill in range(1, kills + 1):
+        process = command.start("pmc", "d.dag", "-j", str(slots), "--host-cpus", str(slots))
+        wait_for(lambda kill=kill: len(done_in(rescue)) >= kill * 30)
+        process.kill()
+        printed += process.communicate(timeout=LIMIT_S)[0]
+    code, out, _ = command.process("pmc", "d.dag")
+    assert (code, sorted(set(done_in(rescue)))) == (0, sorted(f"t{at}" for at in range(count)))
+    ran = command.read("ran").split()
+    assert set(ran) == {f"t{at}" for at in range(count)}
+    # Those that ran, and those whose end was just being written down.
+    assert len(ran) <= count + kills * 2 * slots
+    first = {name: at for at, name in reversed(list(enumerate(ran)))}
+    assert all(first[f"t{a}"] < first[f"t{b}"] for a, b in edges)
+    # Each task's record came out, of some run.
+    assert {task["name"] for task in records(printed + out)} == set(ran)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130)])
 def test_a_signal_ends_what_runs_and_says_so(command, number, code):
     command.write(
