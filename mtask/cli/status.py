@@ -35,6 +35,7 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
 
     def look() -> tuple[object, object, bool]:
         """(what JSON shows, what people see, is there nothing left to watch)."""
+        manager.collect()
         if bag is not None:
             one = status_of(manager.table, manager.bag(bag))
             return one, bag_panel(one), one.finished
