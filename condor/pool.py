@@ -238,6 +238,15 @@ class Pool:
             raise PoolError(
                 f"the path {self.folder} is too long for the daemons' sockets: take one of 60 characters"
             )
+        closed = [
+            path
+            for path in self.folder.parents
+            if not os.access(path, os.X_OK) or not path.stat().st_mode & 1
+        ]
+        if os.getuid() == 0 and closed:
+            raise PoolError(
+                f"{self._user.pw_name}, as whom root's pools run, can't enter {closed[0]}: take another --folder"
+            )
         self.stop()
         port = port or _free_port()
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5):
@@ -245,7 +254,7 @@ class Pool:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._write(prefix, port, cpus)
         with (self.folder / "master.out").open("wb") as output:
-            subprocess.Popen(
+            master = subprocess.Popen(
                 self._as_user(
                     [f"{prefix}/root/usr/sbin/condor_master", "-f", "-t", "-pidfile", str(self._pidfile)]
                 ),
@@ -255,7 +264,7 @@ class Pool:
                 start_new_session=True,
                 env=self._environment(prefix),
             )
-        self._wait(READY_S, lambda: self._ready(prefix), "the pool did not get ready")
+        self._wait(READY_S, lambda: self._ready(prefix, master), "the pool did not get ready")
         self._make_token(prefix)
 
     def stop(self) -> None:
@@ -329,8 +338,8 @@ class Pool:
         with open(os.open(tokens / "owner", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
             file.write(done.stdout)
 
-    def _ready(self, prefix: Path) -> bool:
-        if self._pid() is None and self._pidfile.exists():
+    def _ready(self, prefix: Path, master: subprocess.Popen[bytes]) -> bool:
+        if master.poll() is not None:
             raise PoolError(f"condor_master ended: {self._complaint()}")
         ask = self._as_user([f"{prefix}/root/usr/bin/condor_status", "-any", "-af", "MyType"])
         done = subprocess.run(ask, capture_output=True, text=True, check=False, env=self._environment(prefix))

@@ -181,7 +181,9 @@ def requirements_of(lane: Lane, due_at: float) -> str:
 
 
 def _has(tag: str) -> str:
-    return f'stringListMember({quoted(tag)}, TARGET.MtaskTags ?: "")'
+    # Not stringListMember: only daemons know that, and nobody could test the expression elsewhere.
+    word = quoted(f"(^|[, ]){re.escape(tag)}([, ]|$)")
+    return f'regexp({word}, TARGET.MtaskTags ?: "")'
 
 
 def quoted(text: str) -> str:

@@ -39,3 +39,10 @@ def kill_worker(x: int, victim: int) -> int:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     return 2 * x
+
+
+def fail_twice(x: int, folder: str) -> int:
+    marked(x, folder)
+    if len(Path(folder, str(x)).read_text().splitlines()) < 3:
+        raise RuntimeError("not yet")
+    return 2 * x

@@ -88,12 +88,15 @@ def pool() -> Iterator[CondorPool]:
     if importlib.util.find_spec("htcondor2") is None:
         missing("the client of HTCondor", "pip install htcondor")
     folder = Path(tempfile.mkdtemp(prefix="mtp-", dir="/tmp"))  # short: it holds unix sockets
+    folder.chmod(0o755)
     patch = pytest.MonkeyPatch()
-    # Its address tells the master from others of the same name.
     args = [sys.executable, str(ROOT / "condor/pool.py")]
     try:
         started = subprocess.run(
-            [*args, "start", "--folder", str(folder / "pool")], capture_output=True, text=True, timeout=START_S
+            [*args, "start", "--folder", str(folder / "pool")],
+            capture_output=True,
+            text=True,
+            timeout=START_S,
         )
         if started.returncode == NO_PACKAGES:
             missing("HTCondor", started.stderr.strip()[-500:])
@@ -105,7 +108,6 @@ def pool() -> Iterator[CondorPool]:
 
         htcondor2.reload_config()
         (folder / "pool/queues").mkdir(mode=0o755)
-        folder.chmod(0o755)
         yield CondorPool(folder / "pool", *_for_jobs(folder / "lib"))
     finally:
         subprocess.run([*args, "stop", "--folder", str(folder / "pool")], timeout=60)
@@ -122,7 +124,9 @@ def _for_jobs(place: Path) -> tuple[str, list[str]]:
         return sys.executable, [str(place), str(ROOT), str(ROOT / "backends"), str(library)]
     python = next((path for name in _PYTHONS if (path := shutil.which(name, path="/usr/bin"))), None)
     if python is None:
-        missing(f"Python {_PYTHONS[0].removeprefix('python')} in /usr/bin", "root's jobs need one of the system")
+        missing(
+            f"Python {_PYTHONS[0].removeprefix('python')} in /usr/bin", "root's jobs need one of the system"
+        )
     for source in (ROOT / "mtask", *(ROOT / "backends").iterdir(), library / "msgspec"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     return python, [str(place)]
