@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mtask.errors import BagNotFoundError, UsageError
+from mtask.errors import BagNotFoundError, UnavailableError, UsageError
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task
 from mtask.queue import HandsOut, Queue, Standing
@@ -180,6 +180,7 @@ class BagHandle:
 
     def __init__(self, manager: Manager, name: str) -> None:
         self._manager, self.name = manager, name
+        self._complaint = ""
 
     def __repr__(self) -> str:
         return f"<mtask bag {self.name!r}>"
@@ -210,7 +211,7 @@ class BagHandle:
 
         with Progress(self, shown=progress) as bar:
             began_s = time.monotonic()
-            while self._manager.collect() or not self.finished():
+            while self._collected(bar.say) or not self.finished():
                 waited_s = time.monotonic() - began_s
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
@@ -218,6 +219,16 @@ class BagHandle:
                 least_s = COLLECT_S if self._manager.hands_out else POLL_S[0]
                 time.sleep(min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1]))
         return self.counts()
+
+    def _collected(self, say: Callable[[str], None]) -> int:
+        """As `Manager.collect`; what a schedd that is away for a while keeps from being sent goes later."""
+        try:
+            return self._manager.collect()
+        except UnavailableError as error:
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                say(f"mtask: {error}")
+            return 0
 
     def results(
         self, *, states: Collection[State] | None = None, indexes: Collection[int] | None = None

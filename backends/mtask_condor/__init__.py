@@ -15,19 +15,21 @@ message that takes too long, are brought back with the results, and sent by whoe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
 
-if TYPE_CHECKING:
-    from mtask_condor.queue import CondorQueue
+from mtask.errors import UsageError
+from mtask_condor.address import address_of
+from mtask_condor.queue import CondorQueue
 
-__all__ = ["open_queue"]
+__all__ = ["CondorQueue", "open_queue"]
 
-# Nothing is imported here: this package is imported on execute nodes, too, where there is no htcondor.
+# None of these imports htcondor2: this package is imported on execute nodes, too, where there is none.
 
 
 def open_queue(url: str) -> CondorQueue:
     """Raises UsageError for a URL that makes no sense. The schedd is asked when it is needed."""
-    from mtask_condor.address import address_of
-    from mtask_condor.queue import CondorQueue
-
+    if importlib.util.find_spec("htcondor2") is None:
+        raise UsageError(
+            "the backend of condor:// is not installed (no module 'htcondor2'): pip install 'mtask[condor]'"
+        )
     return CondorQueue(address_of(url))

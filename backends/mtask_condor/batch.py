@@ -28,7 +28,7 @@ import msgspec
 from mtask.errors import MessageError, StorageFullError, UnusableError
 from mtask.model import Message
 from mtask.requirements import Lane
-from mtask_condor.node import Order
+from mtask_condor.order import Order
 
 __all__ = ["Batch", "Filling", "Head", "abandoned", "storing"]
 
@@ -76,12 +76,14 @@ class Filling:
         self._folder, self._head = folder, head
         self._path = folder / f".{self.id}"
         self._ranges: list[tuple[int, int]] = []
-        self._path.mkdir(mode=0o700)
-        self._lock = (self._path / "filling").open("wb") if kept else None
+        new = folder / f".new-{self.id}"  # a name that nobody looks for, until it is locked
+        new.mkdir(mode=0o700)
+        self._lock = (new / "filling").open("wb") if kept else None
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        _write(self._path / "order.json", msgspec.json.encode(order))
-        _write(self._path / "head.json", msgspec.json.encode(head))
+        _write(new / "order.json", msgspec.json.encode(order))
+        _write(new / "head.json", msgspec.json.encode(head))
+        new.rename(self._path)
 
     @property
     def count(self) -> int:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import htcondor2
-
 from mtask.errors import BackendError, UnavailableError
 from mtask.requirements import Lane
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch
-from mtask_condor.node import STOPPED
+from mtask_condor.client import client
+from mtask_condor.order import STOPPED
 
 __all__ = ["Jobs", "quoted", "requirements_of"]
 
@@ -43,8 +43,8 @@ class Jobs:
         text = _description(self._address, batch)
         with self._errors(), self._lock:
             try:
-                description = htcondor2.Submit(text)
-            except (ValueError, htcondor2.HTCondorException) as error:
+                description = client().Submit(text)
+            except (ValueError, client().HTCondorException) as error:
                 raise BackendError(f"HTCondor can't read the description of the jobs: {error}") from None
             cluster: int = self._found().submit(description).cluster()
         return cluster
@@ -53,14 +53,14 @@ class Jobs:
         """Of jobs and of clusters; the latter have no ProcId."""
         wanted = ["ClusterId", "ProcId", *attributes]
         with self._errors(), self._lock:
-            found = self._found().query(constraint, wanted, opts=htcondor2.QueryOpts.IncludeClusterAd)
+            found = self._found().query(constraint, wanted, opts=client().QueryOpts.IncludeClusterAd)
         return [{name: ad[name] for name in wanted if name in ad} for ad in found]
 
     def remove(self, constraint: str, why: str) -> None:
         """Jobs, and what would become jobs."""
         with self._errors(), self._lock:
             # As text alone the reason gets lost on its way (htcondor 25.14).
-            self._found().act(htcondor2.JobAction.Remove, constraint, reason=(why, 1))
+            self._found().act(client().JobAction.Remove, constraint, reason=(why, 1))
 
     def machines(self) -> list[dict[str, Any]]:
         """What each offers when nothing runs on it."""
@@ -73,30 +73,32 @@ class Jobs:
             "MtaskTags",
         ]
         with self._errors():
-            found = htcondor2.Collector().query(
-                htcondor2.AdType.Startd, 'SlotType =!= "Dynamic"', projection=wanted
+            found = (
+                client()
+                .Collector()
+                .query(client().AdType.Startd, 'SlotType =!= "Dynamic"', projection=wanted)
             )
         return [{name: ad[name] for name in wanted if name in ad} for ad in found]
 
     def user(self) -> str:
         """As whom the schedd sees this process, and whom the jobs belong to."""
         with self._errors(), self._lock:
-            ad = htcondor2.ping(self._location(), "WRITE")
+            ad = client().ping(self._location(), "WRITE")
         return str(ad.get("MyRemoteUserName", "")).partition("@")[0]
 
     def _found(self) -> Any:
         if self._schedd is None:
-            self._schedd = htcondor2.Schedd(self._location())
+            self._schedd = client().Schedd(self._location())
         return self._schedd
 
     def _location(self) -> Any:
-        name, collector = self._address.schedd, htcondor2.Collector()
+        name, collector = self._address.schedd, client().Collector()
         if not name:
-            return collector.locate(htcondor2.DaemonType.Schedd)
-        found = collector.locate(htcondor2.DaemonType.Schedd, name)
+            return collector.locate(client().DaemonType.Schedd)
+        found = collector.locate(client().DaemonType.Schedd, name)
         if found is None:
             there = ", ".join(
-                sorted(str(ad.get("Name")) for ad in collector.locateAll(htcondor2.DaemonType.Schedd))
+                sorted(str(ad.get("Name")) for ad in collector.locateAll(client().DaemonType.Schedd))
             )
             raise UnavailableError(f"the pool has no schedd {name!r}; it has {there or 'none at all'}")
         return found
@@ -105,24 +107,37 @@ class Jobs:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except htcondor2.HTCondorException as error:
+        except client().HTCondorException as error:
             self._schedd = None  # it may have another port by now
-            raise _error(str(error), self._address.schedd) from None
+            raise self._error(str(error)) from None
 
+    def _error(self, text: str) -> BackendError:
+        schedd = self._address.schedd
+        where = f"the schedd {schedd!r}" if schedd else "the schedd of this machine"
+        rights = (
+            "Does `condor_submit` work for you here? A token must lie in ~/.condor/tokens.d and belong to you"
+        )
+        if "locate" in text.lower():
+            return UnavailableError(
+                f"{where} can't be found: {text} Does `condor_q` work here? CONDOR_CONFIG says which pool is meant; "
+                "`condor/personal-pool start` starts one on this machine"
+            )
+        if re.search(r"authenti|authoriz|denied|permission|not allowed", text, re.IGNORECASE):
+            return BackendError(f"{where} doesn't let you submit jobs: {text} {rights}")
+        if self._listens():  # all that HTCondor says then is that it could not start a command
+            return UnavailableError(
+                f"{where} is there, but doesn't let you submit jobs, or is just starting: {text} {rights}"
+            )
+        return UnavailableError(f"{where} doesn't answer: {text}")
 
-def _error(text: str, schedd: str) -> BackendError:
-    where = f"the schedd {schedd!r}" if schedd else "the schedd of this machine"
-    if re.search(r"authenti|authoriz|denied|permission|not allowed", text, re.IGNORECASE):
-        return BackendError(
-            f"{where} doesn't let you submit jobs: {text}. Does `condor_submit` work for you here? A token must lie in "
-            "~/.condor/tokens.d and belong to you"
-        )
-    if "locate" in text.lower():
-        return UnavailableError(
-            f"{where} can't be found: {text} Does `condor_q` work here? CONDOR_CONFIG says which pool is meant; "
-            "`condor/personal-pool start` starts one on this machine"
-        )
-    return UnavailableError(f"{where} doesn't answer: {text}")
+    def _listens(self) -> bool:
+        try:
+            address = re.match(r"<\[?([^\]>?]+)\]?:(\d+)", str(self._location()["MyAddress"]))
+            assert address is not None
+            socket.create_connection((address[1], int(address[2])), 5).close()
+        except (OSError, AssertionError, BackendError, client().HTCondorException):
+            return False
+        return True
 
 
 def _description(address: Address, batch: Batch) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from mtask.errors import MessageError, MtaskError
-from mtask.model import Bag, Delivery, Message
+from mtask.model import Delivery, Message
 from mtask.oneshot import OneShotQueue
 from mtask.packing import slice_message, split_rows
 from mtask.queue import Depth, Extension, QueueLimits
@@ -29,26 +29,14 @@ from mtask.registry import open_table
 from mtask.requirements import find_lane
 from mtask.table import Table
 from mtask_condor.node_table import NodeTable
+from mtask_condor.order import STOPPED, Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
 
-__all__ = ["STOPPED", "Order", "Outbox", "main"]
+__all__ = ["Outbox", "main"]
 
-STOPPED = 75
-"""Exit status, as EX_TEMPFAIL of sysexits.h."""
 FAULT = 70
 SAVE_S = 8.0
 """Of the time between SIGTERM and SIGKILL, what is kept for the last writes."""
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the messages of a batch have in common."""
-
-    bag: Bag
-    table: str | None = None
-    """Its URL, if this node is to write to it."""
-    path: tuple[str, ...] = ()
-    grace_s: float = 30.0
-    split_after_s: float = 60.0
 
 
 class Outbox:

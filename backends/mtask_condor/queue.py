@@ -24,7 +24,7 @@ from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.look import standing
-from mtask_condor.node import Order
+from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
 from mtask_condor.watch import cluster_in_log
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import htcondor2
-from htcondor2 import JobEventType
-
 from mtask_condor.batch import Batch
+from mtask_condor.client import client
 
 __all__ = ["News", "Watch", "cluster_in_log"]
 
@@ -41,13 +39,14 @@ class Watch:
             return news
         self._size = size
         if self._log is None:
-            self._log = htcondor2.JobEventLog(str(self._path))
+            self._log = client().JobEventLog(str(self._path))
+        kinds = client().JobEventType
         for event in self._log.events(stop_after=0):
-            if event.type == JobEventType.JOB_TERMINATED:
+            if event.type == kinds.JOB_TERMINATED:
                 news.ended.append(event.proc)
-            elif event.type == JobEventType.JOB_ABORTED:
+            elif event.type == kinds.JOB_ABORTED:
                 news.removed[event.proc] = str(event.get("Reason", "removed"))
-            elif event.type == JobEventType.CLUSTER_REMOVE:
+            elif event.type == kinds.CLUSTER_REMOVE:
                 over = str(event.get("Notes") or "the cluster was removed")
         return news._replace(over=over)
 
@@ -62,7 +61,7 @@ def cluster_in_log(batch: Batch) -> int | None:
     path = batch.path / "log"
     if not path.exists():
         return None
-    log = htcondor2.JobEventLog(str(path))
+    log = client().JobEventLog(str(path))
     try:
         return next((int(event.cluster) for event in log.events(stop_after=0)), None)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -101,7 +102,7 @@ def test_tasks_of_one_key_follow_each_other(manager):
     assert bag.wait(timeout_s=PATIENCE_S * 2) == Counts(total=6, done=6)
     for start in (0, 1):
         times = [(r.started_at, r.finished_at) for r in bag.results() if r.index % 2 == start]
-        assert all(after[0] >= before[1] for before, after in zip(times, times[1:], strict=False))
+        assert all(after[0] >= before[1] for before, after in itertools.pairwise(times))
 
 
 def test_nodes_that_reach_the_table_write_to_it(pool, manager, marks):

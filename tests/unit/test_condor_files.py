@@ -25,7 +25,8 @@ from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.collector import Collector
 from mtask_condor.jobs import requirements_of
-from mtask_condor.node import Order, Outbox, _starts
+from mtask_condor.node import Outbox, _starts
+from mtask_condor.order import Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
 
 FAILURE = Failure(reason=Reason.RAISED, type="ValueError", message="no")
@@ -309,9 +310,14 @@ def test_requirements_are_expressions():
         job = classad2.ClassAd({"Requirements": classad2.ExprTree(requirements_of(lane, due_at))})
         return bool(machine.matches(job))
 
-    assert matches("blast, eu") and matches("blast,u:s")
-    assert not matches("blast") and not matches("eu") and not matches("blast,eu,slow") and not matches(None)
-    assert matches("blast,eu", due_at=1) and not matches("blast,eu", due_at=4e9)
+    assert matches("blast, eu")
+    assert matches("blast,u:s")
+    assert not matches("blast")
+    assert not matches("eu")
+    assert not matches("blast,eu,slow")
+    assert not matches(None)
+    assert matches("blast,eu", due_at=1)
+    assert not matches("blast,eu", due_at=4e9)
 
 
 def test_nobody_receives():
