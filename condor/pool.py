@@ -30,6 +30,14 @@ SUITE = "forky"
 HERE = Path(__file__).resolve().parent
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 READY_S, STOP_S = 60.0, 15.0
+DAEMONS = tuple(
+    f"condor_{name}"[:15]
+    for name in (
+        *("master", "procd", "shared_port", "collector", "negotiator", "schedd", "startd", "starter"),
+        *("shadow", "dagman"),
+    )
+)
+"""As /proc calls them."""
 NO_PACKAGES = 3
 """Exit status: the packages can't be had here."""
 LIBRARIES = [
@@ -174,6 +182,8 @@ def _download(folder: Path, suite: str) -> list[Path]:
         "Dir::Cache": folder,
         "Acquire::Check-Valid-Until": "false",  # a testing suite moves on, and a mirror may lag behind
         "Acquire::Languages": "none",
+        "Acquire::http::Timeout": "15",
+        "Acquire::Retries": "1",
         "APT::Sandbox::User": "",
         "Debug::NoLocking": "1",
     }
@@ -270,16 +280,29 @@ class Pool:
     def stop(self) -> None:
         """With all jobs; they are not kept."""
         pid = self._pid()
-        if pid is None:
-            return
-        others = _children(pid)
-        os.kill(pid, signal.SIGQUIT)
-        try:
-            self._wait(STOP_S, lambda: self._pid() is None, "it goes on")
-        except PoolError:
-            for each in (pid, *others):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
+        if pid is not None:
+            os.kill(pid, signal.SIGQUIT)
+            with contextlib.suppress(PoolError):
+                self._wait(STOP_S, lambda: self._pid() is None, "it goes on")
+        for each in (*self._own("condor_master"), *self._own()):  # the master first: it starts others again
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+    def _own(self, *names: str) -> list[int]:
+        """Daemons of this pool, and processes of its jobs; also those whose parent is gone."""
+        found = []
+        config = f"CONDOR_CONFIG={self.config}".encode()
+        scratch = f"_CONDOR_SCRATCH_DIR={self.folder}/execute/".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                name = (process / "comm").read_text().strip()
+                variables = (process / "environ").read_bytes().split(b"\0")
+                job = any(each.startswith(scratch) for each in variables)
+                # Who works with the pool has the same variable: that is no reason to end a shell.
+                daemon = config in variables and name in (names or DAEMONS)
+                if daemon or (job and not names):
+                    found.append(int(process.name))
+        return found
 
     def env(self) -> str:
         """Lines for a shell to evaluate."""
@@ -373,13 +396,6 @@ class Pool:
         usr = f"{prefix}/root/usr"
         path = f"{usr}/bin:{usr}/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
         return {"HOME": str(self.folder), "LANG": "C.UTF-8", "PATH": path, "CONDOR_CONFIG": str(self.config)}
-
-
-def _children(pid: int) -> list[int]:
-    done = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(each) for each in done.stdout.split()]
 
 
 def _free_port() -> int:

@@ -22,6 +22,8 @@ from mtask_condor.watch import Watch
 
 __all__ = ["Collector", "Removed"]
 
+MOST_BODY_BYTES = 65536
+"""Of a file that is set aside."""
 AT_A_TIME = 5000
 """Tasks recorded in one go."""
 
@@ -70,7 +72,7 @@ class Collector:
             message = batch.message(number)
             if message is None:
                 continue
-            group.append(Returned(number, message, self._outcome(batch, number)))
+            group.append(Returned(number, message, self._outcome(batch, number, message)))
             tasks += message.count
             if tasks >= AT_A_TIME:
                 recorded += self._record(batch, group)
@@ -99,15 +101,17 @@ class Collector:
             batch.remove()
         return recorded
 
-    def _outcome(self, batch: Batch, number: int) -> Outcome:
+    def _outcome(self, batch: Batch, number: int, message: Message) -> Outcome:
+        """Of this message's tasks alone: what comes from a node is data, and nothing to believe."""
         path = batch.path / f"{number}.out"
         try:
-            return read(path)
+            outcome = read(path)
+            if not outcome.is_about(message):
+                raise ValueError("it is about other tasks")
         except ValueError as error:
-            body = path.read_bytes()[:65536]
-            return Outcome(
-                dead=[DeadMessage(body=body, reason=f"a result file can't be read: {error}"[:500])]
-            )
+            reason = f"a result file can't be used, and `mtask repair` runs its tasks again: {error}"[:500]
+            return Outcome(dead=[DeadMessage(body=path.read_bytes()[:MOST_BODY_BYTES], reason=reason)])
+        return outcome
 
     def _record(self, batch: Batch, group: Sequence[Returned]) -> int:
         try:
@@ -126,7 +130,7 @@ class Collector:
         if dead := [message for each in group for message in each.outcome.dead]:
             self._table.set_aside(dead)
         letters = [*self._letters(bag, group), *followers]
-        if letters and bag.state is not BagState.CANCELLED:
+        if letters and bag.state is not BagState.CANCELLED and bag.generation == batch.head.generation:
             self._send(letters, [(batch.id, each.number) for each in group])
         for each in group:
             batch.forget(each.number)

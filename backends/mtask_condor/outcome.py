@@ -45,6 +45,18 @@ class Outcome(msgspec.Struct):
     dead: list[DeadMessage] = []
     clean_stops: int = 0
 
+    def is_about(self, message: Message) -> bool:
+        """Does all of it belong to this message's tasks?"""
+        end = message.first + message.count
+        results = (*self.rows, *self.attempts)
+        letters = [letter.message for letter in self.letters]
+        return all(each.bag == message.bag and message.first <= each.index < end for each in results) and all(
+            (each.uid, each.generation) == (message.uid, message.generation)
+            and message.first <= each.first
+            and each.first + each.count <= end
+            for each in letters
+        )
+
     def left(self, message: Message) -> list[int]:
         """The message's tasks of which nothing is known yet."""
         if self.dead:

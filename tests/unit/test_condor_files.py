@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,10 +18,6 @@ from mtask.manager import Manager, connect
 from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
 from mtask.packing import slice_message, split_rows
 from mtask.portion import Portion, line_of
-from tests.servers.process import missing
-
-pytest.importorskip("htcondor2", reason="pip install htcondor")
-
 from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.collector import Collector
@@ -28,6 +25,7 @@ from mtask_condor.jobs import requirements_of
 from mtask_condor.node import Outbox, _starts
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
+from tests.servers.process import missing
 
 FAILURE = Failure(reason=Reason.RAISED, type="ValueError", message="no")
 
@@ -258,13 +256,33 @@ def test_files_of_a_bag_that_was_replaced_are_dropped(tmp_path, manager, writing
     assert (list(manager.table.results("b")), batch.live()) == ([], set())
 
 
+@pytest.mark.parametrize(("bag", "index"), [("b", 4), ("other", 0)])
+def test_what_a_node_says_of_other_tasks_is_not_believed(tmp_path, manager, writing, bag, index):
+    message, _ = messages(manager, 8, per_message=4)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").rows([Result.done("b", 0), Result.done(bag, index)])
+    Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
+    (dead,) = manager.table.dead()
+    assert (list(manager.table.results("b")), "it is about other tasks" in dead.reason) == ([], True)
+
+
+def test_what_a_job_of_before_a_cancel_wants_sent_is_void(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").rows([Result.done("b", 0)])
+    manager.table.update_bag("b", generation=1)
+    sent: list[Letter] = []
+    Collector(manager.table, lambda letters, _: sent.extend(letters), lambda _: None).take(batch, [0])
+    assert ([row.index for row in manager.table.results("b")], sent) == ([0], [])
+
+
 def test_an_unreadable_file_is_set_aside(tmp_path, manager):
     (message,) = messages(manager)
     batch = batch_of(manager, tmp_path, [message])
     (batch.path / "0.out").write_bytes(b"R{nonsense}\n")
     Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
     (dead,) = manager.table.dead()
-    assert (dead.body, "can't be read" in dead.reason, batch.live()) == (b"R{nonsense}\n", True, set())
+    assert (dead.body, "can't be used" in dead.reason, batch.live()) == (b"R{nonsense}\n", True, set())
 
 
 # -- addresses and descriptions ---------------------------------------------------------------------
@@ -299,6 +317,8 @@ def test_an_address(tmp_path, monkeypatch):
 
 
 def test_requirements_are_expressions():
+    if importlib.util.find_spec("classad2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
     import classad2
 
     from mtask.requirements import Lane, Requirements
@@ -321,6 +341,8 @@ def test_requirements_are_expressions():
 
 
 def test_nobody_receives():
+    if importlib.util.find_spec("htcondor2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
     from mtask.errors import BackendError
     from mtask_condor import open_queue
 
