@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -50,8 +51,13 @@ def inside(folder: Path, script: str, *before: str) -> str:
 
 
 def processes(folder: Path) -> list[str]:
-    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if f"{folder}/pool/" in line]
+    """Whose environment names the pool: its daemons and its jobs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/pool/".encode() in (process / "environ").read_bytes():
+                found.append((process / "comm").read_text().strip())
+    return found
 
 
 JOB = """cd $(mktemp -d) && chmod 777 . && cat > job <<'END'
@@ -78,10 +84,19 @@ def test_a_job_runs_and_nothing_is_left(folder):
 
 
 def test_after_a_crash_stop_finds_what_is_left(folder):
+    """Of a startd that was killed, the starter goes on with its job."""
     personal_pool("start", "--folder", str(folder / "pool"))
-    os.kill(int((folder / "pool/master.pid").read_text()), signal.SIGKILL)
+    inside(folder, "cd /tmp && printf 'executable=/bin/sleep\narguments=600\nqueue\n' | condor_submit")
+    wait_until(lambda: "sleep" in processes(folder), "the job runs")
+    master = int((folder / "pool/master.pid").read_text())
+    children = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(master)], capture_output=True, text=True
+    )
+    startd = next(line.split()[0] for line in children.stdout.splitlines() if "condor_startd" in line)
+    for each in (master, int(startd)):
+        os.kill(each, signal.SIGKILL)
     assert personal_pool("stop", "--folder", str(folder / "pool")).returncode == 0
-    wait_until(lambda: processes(folder) == [], "the daemons are gone")
+    wait_until(lambda: processes(folder) == [], "its processes are gone", 5)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
