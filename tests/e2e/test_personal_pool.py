@@ -24,7 +24,7 @@ SYSTEM = "/usr/bin/python3"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="mtp-", dir="/tmp"))
+    made = Path(tempfile.mkdtemp(prefix=f"mtp-{os.getpid()}-", dir="/tmp"))
     made.chmod(0o777)
     yield made
     personal_pool("stop", "--folder", str(made / "pool"))
