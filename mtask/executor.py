@@ -229,13 +229,13 @@ class Executor(futures.Executor):
 
     def _give(self, results: Iterable[Result]) -> int:
         """To the futures; returns how many there were."""
-        count = 0
-        for count, result in enumerate(results, 1):
+        found = list(results)
+        for result in found:
             with self._changed:
                 future = self._sent.pop((result.bag, result.index), None)
             if future is not None:
                 _settle(future, result)
-        return count
+        return len(found)
 
 
 class _Function:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from mtask.errors import BackendError, SendError
-from mtask.model import Delivery, Message
-from mtask.queue import Depth, Extension, Queue, QueueLimits
+from mtask.model import DeadMessage, Delivery, Message
+from mtask.queue import Depth, Extension, KeepsDead, Queue, QueueLimits
 from mtask.requirements import Lane
 from mtask.table import Table
 
@@ -153,6 +153,10 @@ class Lanes:
         """Of these lanes together; None where one of them can't know."""
         depths = [Depth(0, 0, 0), *(self.lane(name).depth() for name in names)]
         return Depth(*(None if None in column else sum(column) for column in zip(*depths, strict=True)))
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """What the vendor has taken out by itself, if it does that."""
+        return self.main.dead() if isinstance(self.main, KeepsDead) else iter(())
 
     def close(self) -> None:
         with self._lock:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from mtask.costs import Bill, Cost, cost_of, prices_of, used_by
 from mtask.errors import BagNotFoundError, UnavailableError, UsageError
 from mtask.lanes import Lanes
-from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task
+from mtask.meter import Prices
+from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task, WorkerStatus
 from mtask.queue import HandsOut, Queue, Standing
 from mtask.registry import open_queue, open_table
-from mtask.settings import find_urls
+from mtask.settings import Urls, find_urls
 from mtask.table import Table
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
     urls = find_urls(queue, table)
     opened = open_table(urls.table)
     try:
-        return Manager(open_queue(urls.queue), opened, place=urls.place, table_url=urls.table)
+        return Manager(open_queue(urls.queue), opened, place=urls.place, urls=urls)
     except BaseException:
         opened.close()
         raise
@@ -54,13 +57,14 @@ def connect(queue: str | None = None, table: str | None = None) -> Manager:
 class Manager:
     """A queue and a table. Close it, or use it in a `with` statement."""
 
-    def __init__(self, queue: Queue, table: Table, *, place: str = "", table_url: str | None = None) -> None:
-        """`place`: where they are, for people; `table_url`: from where the table was opened."""
+    def __init__(self, queue: Queue, table: Table, *, place: str = "", urls: Urls | None = None) -> None:
+        """`place`: where they are, for people; `urls`: from where they were opened, which tells what they cost."""
         self.queue, self.table, self.place = Lanes.over(queue), table, place
+        self._urls = urls
         main = self.queue.main
         self._hands_out = main if isinstance(main, HandsOut) else None
         if self._hands_out is not None:
-            self._hands_out.attach(table, table_url)
+            self._hands_out.attach(table, urls.table if urls else None)
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +77,11 @@ class Manager:
     def close(self) -> None:
         self.queue.close()
         self.table.close()
+
+    @property
+    def prices(self) -> list[Prices]:
+        """Of the vendors of queue and table, if they bill by use."""
+        return prices_of(self._urls) if self._urls else []
 
     def submit(
         self,
@@ -110,17 +119,20 @@ class Manager:
             check_name(bag)
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
+        self._check_keep(spec)
         if self._hands_out is not None:
             self._hands_out.check(spec)
         prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
             if on_checked is not None:
                 on_checked(prepared)
-            claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
-            if claimed.state is BagState.RESENDING:
-                repair(self.queue, self.table, claimed)
-            send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
-            self.flush()
+            with Bill(self.queue, self.table) as bill:
+                claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
+                bill.uid = claimed.uid
+                if claimed.state is BagState.RESENDING:
+                    repair(self.queue, self.table, claimed)
+                send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+                self.flush()
         finally:
             prepared.spool.close()
         return BagHandle(self, claimed.name)
@@ -150,6 +162,15 @@ class Manager:
         self.table.update_bag(name, state=BagState.CANCELLED)
         if self._hands_out is not None:
             self._hands_out.cancelled(self.info(name))
+
+    def _check_keep(self, spec: Spec) -> None:
+        """Raises UsageError for results that are to expire in a table where they can't."""
+        if spec.keep_s is not None and not getattr(self.table, "keeps", False):
+            where = f"the table {self._urls.table_place}" if self._urls else "this table"
+            raise UsageError(
+                f"--keep: {where} keeps results for ever; leave it out, or take a table in which they can expire "
+                "(DynamoDB)"
+            )
 
     def bag(self, name: str) -> BagHandle:
         """Raises BagNotFoundError."""
@@ -181,6 +202,10 @@ class BagHandle:
     def __init__(self, manager: Manager, name: str) -> None:
         self._manager, self.name = manager, name
         self._complaint = ""
+        self._poll_s: float = getattr(manager.table, "poll_s", 0.0)
+        self._counted: tuple[float, Counts] | None = None
+        self._unfinished_s = -math.inf
+        """When it was seen last not to be finished (monotonic clock)."""
 
     def __repr__(self) -> str:
         return f"<mtask bag {self.name!r}>"
@@ -197,10 +222,36 @@ class BagHandle:
         """How its messages stand with a vendor who runs them itself (HTCondor); None: workers do."""
         return self._manager.standing(self.name)
 
+    def cost(self, workers: Iterable[WorkerStatus] | None = None) -> Cost | None:
+        """What it has used so far of vendors who bill by use, and the price; None: nothing (as on SQLite).
+
+        See `mtask.costs` for what is in it. `workers`: all that the table knows, if they were read just now.
+        """
+        manager, table = self._manager, self._manager.table
+        if all(getattr(each, "meter", None) is None for each in (manager.queue.main, table)):
+            return None
+        used = used_by(table, self.info.uid, table.workers() if workers is None else workers)
+        return cost_of(used, self.counts().ended, manager.prices)
+
+    def counts_of_late(self) -> Counts:
+        """The same for who asks again and again: as old as the table's `poll_s`, if it has one."""
+        now_s = time.monotonic()
+        if self._counted is None or now_s - self._counted[0] >= self._poll_s:
+            self._counted = now_s, self.counts()
+        return self._counted[1]
+
     def finished(self) -> bool:
-        """Has each task ended, and can none be added? True for a cancelled bag as well."""
+        """Has each task ended, and can none be added? True for a cancelled bag as well.
+
+        A table with a `poll_s` is asked no more often than that: the answer no may be so old."""
+        now_s = time.monotonic()
+        if now_s - self._unfinished_s < self._poll_s:
+            return False
         state = self.info.state
-        return state is BagState.CANCELLED or (state is BagState.SEALED and self.counts().left == 0)
+        if state is BagState.CANCELLED or (state is BagState.SEALED and self.counts_of_late().left == 0):
+            return True
+        self._unfinished_s = now_s
+        return False
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
         """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
@@ -270,8 +321,11 @@ class BagHandle:
 
         holds = None if where is None else parse_where(where)
         manager = self._manager
-        sent = retry(manager.queue, manager.table, self.info, states=states, indexes=indexes, where=holds)
-        manager.flush()
+        info = self.info
+        with Bill(manager.queue, manager.table) as bill:
+            bill.uid = info.uid
+            sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            manager.flush()
         return sent
 
     def repair(self) -> int:
@@ -290,8 +344,10 @@ class BagHandle:
             )
             raise UsageError(f"the bag {self.name!r} {how}")
         self._manager.collect()
-        sent = repair(self._manager.queue, self._manager.table, info)
-        self._manager.flush()
+        with Bill(self._manager.queue, self._manager.table) as bill:
+            bill.uid = info.uid
+            sent = repair(self._manager.queue, self._manager.table, info)
+            self._manager.flush()
         return sent
 
     def cancel(self) -> None:

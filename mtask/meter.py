@@ -1,17 +1,25 @@
-"""Counts what a vendor bills: requests, write units, bytes."""
+"""Counts what a vendor bills: requests, write units, bytes; and knows what a unit costs."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["Meter"]
+import msgspec
+
+__all__ = ["Meter", "Prices", "Used", "reading", "since"]
+
+Used = dict[str, float]
+"""How much of what: the vendor's unit → count."""
 
 
 class Meter:
     """What one object of a backend has used since it was opened, by the vendor's unit; any thread may add.
 
-    A queue or a table whose vendor bills by use has one as its attribute `meter`.
+    A queue or a table whose vendor bills by use has one as its attribute `meter`. The lanes of a queue
+    count on the meter of the queue itself.
     """
 
     def __init__(self) -> None:
@@ -23,6 +31,37 @@ class Meter:
         with self._lock:
             self._used[unit] += count  # type: ignore[assignment]
 
-    def used(self) -> dict[str, float]:
+    def used(self) -> Used:
         with self._lock:
             return dict(self._used)
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """A vendor's prices. The module of a backend whose vendor bills by use has one as `PRICES`."""
+
+    dollars: Used
+    """Unit → US dollars for one of it."""
+    region: str
+    """Where these prices hold."""
+    at: str
+    """When they were looked up: year and month, as 2026-11."""
+    source: str = ""
+    """From where, for people."""
+
+    def million(self, unit: str) -> float:
+        """Dollars for a million of this unit."""
+        return self.dollars[unit] * 1e6
+
+
+def reading(objects: Iterable[Any]) -> Used:
+    """What the meters of these queues and tables say, together; empty: none of them has one."""
+    meters = {id(meter): meter for each in objects if (meter := getattr(each, "meter", None)) is not None}
+    total: Counter[str] = Counter()
+    for meter in meters.values():
+        total.update(meter.used())
+    return dict(total)
+
+
+def since(before: Used, now: Used) -> Used:
+    """What was used between two readings; units of which nothing was used are left out."""
+    return {unit: used for unit, count in now.items() if (used := count - before.get(unit, 0.0)) > 0}

@@ -40,12 +40,14 @@ __all__ = [
 
 YEAR_10000 = 253_402_300_800.0
 
-MESSAGE_VERSION = 3
+MESSAGE_VERSION = 4
 """Of the newest messages; each is sent with the lowest version that reads it rightly. See `Message.decode`."""
 SERIAL_VERSION = 2
 """Messages with `then`."""
 FRONT_VERSION = 3
 """Messages in a lane that isn't one of their bag's, but the front one of it."""
+GUARDED_VERSION = 4
+"""Messages with `runs_at`."""
 
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"
@@ -185,6 +187,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where it is sent, and whatever is cut from it."""
     then: int | None = None
     """The number of the block to be sent when its task has ended."""
+    runs_at: str = ""
+    """The worker that runs these tasks, without a message of its own: nobody else does while it lives."""
 
     def __post_init__(self) -> None:
         numbers = (self.first, self.block, self.attempt, self.deaths, self.generation, self.then or 0)
@@ -365,6 +369,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """All of its slots together."""
     cannot: dict[str, str] = {}
     """Bags, by uid, whose tasks it gives back to others, and why."""
+    used: dict[str, dict[str, float]] = {}
+    """What it has used for bags, by uid, that isn't in their accounts yet: unit → count. See `mtask.costs`."""
     started_at: float = 0.0
     beat_at: float = 0.0
     """UTC, by the table's clock where it has one."""

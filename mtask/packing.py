@@ -34,7 +34,7 @@ __all__ = [
 BLOCK_BYTES = 48 * 1024
 """Encoded size of a block's rows: with its envelope, one 64 KiB billing unit of SQS, and one message
 of Azure's after base64."""
-GROWTH = 500
+GROWTH = 250
 MOST = 1000
 SHARE = 0.4
 """A piece takes this part of what each slot still has ahead of it: so pieces get smaller as a bag comes to its

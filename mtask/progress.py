@@ -79,7 +79,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def update(self) -> Counts:
-        counts, now_s = self._bag.counts(), time.monotonic()
+        counts, now_s = self._bag.counts_of_late(), time.monotonic()
         self._seen.append((now_s, counts.ended))
         while len(self._seen) > 2 and now_s - self._seen[0][0] > WINDOW_S:
             self._seen.popleft()

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from mtask.errors import SendError
-from mtask.model import Bag, Delivery, Message, Spec
+from mtask.model import Bag, DeadMessage, Delivery, Message, Spec
 
 if TYPE_CHECKING:
     from mtask.table import Table
 
-__all__ = ["Depth", "Extension", "HandsOut", "Queue", "QueueLimits", "Standing", "send_all"]
+__all__ = [
+    "Depth",
+    "Extension",
+    "HandsOut",
+    "KeepsDead",
+    "Queue",
+    "QueueLimits",
+    "Standing",
+    "send_all",
+]
 
 
 class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +130,15 @@ class Queue(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsDead(Protocol):
+    """A queue whose vendor takes out by itself what was received too often, and keeps it (optional)."""
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """What it has taken out of this queue and its lanes, oldest first; it stays where it is."""
+        ...
 
 
 class Standing(NamedTuple):

@@ -1,7 +1,14 @@
 """From the scheme of a URL to the backend that serves it.
 
 A backend is a module with `open_queue(url)` or `open_table(url)`, or both, each taking the URL as
-text; `table_beside(url)` says which table goes with a queue, if its URL is another one. Ours are listed here, so that opening one costs no search; anybody else's is found by its entry
+text. It may have more:
+
+    table_beside(url)                 which table goes with the queue, if its URL is another one
+    make_queue(url), make_table(url)  make what isn't there yet; return [(what, MADE | THERE | CHANGED), …]
+    diagnose(urls, roles)             findings (`mtask.doctor.Finding`) about those of its URLs that are in use, and about
+                                      what somebody in these roles (of ROLES) must be allowed
+
+Ours are listed here, so that opening one costs no search; anybody else's is found by its entry
 point in the group `mtask.backends`, whose name is the scheme.
 """
 
@@ -9,14 +16,37 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Collection, Iterator
 from types import ModuleType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mtask.errors import UsageError
 from mtask.queue import Queue
 from mtask.table import Table
 
-__all__ = ["BUILTIN", "open_queue", "open_table", "scheme_of", "shown", "table_beside"]
+if TYPE_CHECKING:
+    from mtask.doctor import Finding
+
+__all__ = [
+    "BUILTIN",
+    "CHANGED",
+    "MADE",
+    "ROLES",
+    "THERE",
+    "backend",
+    "diagnose",
+    "make",
+    "open_queue",
+    "open_table",
+    "scheme_of",
+    "shown",
+    "table_beside",
+]
+
+ROLES = ("manager", "worker")
+"""Who submits and looks at results, and who runs the tasks: they may have different rights."""
+MADE, THERE, CHANGED = "made", "was there", "changed"
+"""What became of a thing that a queue or a table needs."""
 
 BUILTIN = {
     "amqp": ("mtask_rabbitmq", "rabbitmq"),
@@ -48,10 +78,36 @@ def open_table(url: str) -> Table:
 
 def table_beside(url: str) -> str | None:
     """The URL of the table that goes with the queue at `url` when none is named; None: its backend has none."""
-    backend = _backend(url)
-    if not hasattr(backend, "open_table"):
+    found = backend(url)
+    if not hasattr(found, "open_table"):
         return None
-    return cast(str, backend.table_beside(url)) if hasattr(backend, "table_beside") else url
+    return cast(str, found.table_beside(url)) if hasattr(found, "table_beside") else url
+
+
+def make(queue: str, table: str) -> Iterator[tuple[str, str]]:
+    """Make what queue and table need, and isn't there; for each thing (what, MADE or THERE or CHANGED).
+
+    Raises as `open_queue` does. After an error, the same again goes on.
+    """
+    done = set[str]()
+    for url, kind in ((queue, "queue"), (table, "table")):
+        maker = getattr(backend(url), f"make_{kind}", None)
+        if maker is not None:
+            made = cast(list[tuple[str, str]], maker(url))
+        else:  # one that makes everything when it is opened
+            _factory(url, f"open_{kind}", kind)(url).close()
+            made = [(f"{kind} {shown(url)}", THERE)]
+        yield from ((what, how) for what, how in made if what not in done)
+        done |= {what for what, _ in made}
+
+
+def diagnose(queue: str, table: str, roles: Collection[str] = ROLES) -> Iterator[Finding]:
+    """What the backends of both find out about them; a backend of both is asked once. Raises as `open_queue` does."""
+    urls = list(dict.fromkeys((queue, table)))
+    for found in dict.fromkeys(map(backend, urls)):
+        if hasattr(found, "diagnose"):
+            own = [url for url in urls if backend(url) is found]
+            yield from cast("Iterator[Finding]", found.diagnose(own, roles))
 
 
 def shown(url: str) -> str:
@@ -70,14 +126,14 @@ def scheme_of(url: str) -> str:
 
 
 def _factory(url: str, function: str, what: str):  # type: ignore[no-untyped-def]
-    backend = _backend(url)
-    factory = getattr(backend, function, None)
+    factory = getattr(backend(url), function, None)
     if factory is None:
         raise UsageError(f"{shown(url)!r}: the backend of {scheme_of(url)}:// has no {what}")
     return factory
 
 
-def _backend(url: str) -> ModuleType:
+def backend(url: str) -> ModuleType:
+    """The module that serves this URL. Raises UsageError when there is none, or it isn't installed."""
     scheme = scheme_of(url)
     if scheme in BUILTIN:
         module, extra = BUILTIN[scheme]

@@ -28,8 +28,13 @@ class Urls(NamedTuple):
     @property
     def place(self) -> str:
         """For people."""
-        queue, table = (shown(url).removeprefix("sqlite:///") for url in self)
+        queue, table = (_place(url) for url in self)
         return queue if queue == table else f"{queue} (results in {table})"
+
+    @property
+    def table_place(self) -> str:
+        """Of the table alone, for people."""
+        return _place(self.table)
 
 
 def find_urls(queue: str | None = None, table: str | None = None) -> Urls:
@@ -44,6 +49,10 @@ def find_urls(queue: str | None = None, table: str | None = None) -> Urls:
     if table is None:
         table = (queue and table_beside(queue)) or DEFAULT_URL
     return Urls(queue or DEFAULT_URL, table)
+
+
+def _place(url: str) -> str:
+    return shown(url).removeprefix("sqlite:///")
 
 
 def _from_environment(name: str) -> str | None:

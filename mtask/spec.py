@@ -46,6 +46,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_s: float | None = None
     """A task that hasn't started so long after the bag was made, or it was sent again by `retry`, ends
     as `expired`."""
+    keep_s: float | None = None
+    """The table may forget the bag and its results so long after its submit; None: it never does."""
     not_before_at: float | None = None
     """No task starts before (UTC)."""
     cpus: float = 1.0
@@ -89,6 +91,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("expires_s must be more than 0")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError("memory_bytes must be more than 0")
+        if self.keep_s is not None and self.keep_s <= 0:
+            raise ValueError("keep_s must be more than 0")
         if not -9 <= self.priority <= 9:
             raise ValueError("priority must be from -9 to 9")
         if self.max_running is not None and self.max_running < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mtask.costs import Cost
 from mtask.errors import BackendError
 from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStatus
 from mtask.table import Table
@@ -64,6 +65,8 @@ class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None
     failures: tuple[FailureGroup, ...]
     workers: tuple[WorkerStatus, ...]
+    cost: Cost | None = None
+    """What the bag has used so far; None: nothing that anybody bills, or it wasn't asked for."""
     unserved: tuple[str, ...] = ()
     """What none of the workers can do, of what its tasks need; or why HTCondor doesn't run some of them."""
     elsewhere: str = ""
@@ -93,11 +96,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     efficiency: float | None
     """Part of the slots' time in which tasks ran, 0 to 1."""
     failures: tuple[FailureGroup, ...] = ()
+    cost: Cost | None = None
+    """What the bag has used in all, not in this run alone; None: nothing that anybody bills."""
 
 
-def status_of(table: Table, bag: BagHandle, *, failures: bool = True) -> BagStatus:
+def status_of(table: Table, bag: BagHandle, *, failures: bool = True, cost: bool = False) -> BagStatus:
+    """`failures`, `cost`: look at these, too, which takes further requests."""
     info, counts, now = bag.info, bag.counts(), time.time()
-    workers = tuple(worker for worker in table.workers() if worker.alive(now))
+    known = table.workers()
+    workers = tuple(worker for worker in known if worker.alive(now))
     mine = [w for w in workers if any(task.bag == info.name for task in w.running)] or list(workers)
     rate = sum(worker.rate for worker in mine)
     groups: list[FailureGroup] = []
@@ -119,6 +126,7 @@ def status_of(table: Table, bag: BagHandle, *, failures: bool = True) -> BagStat
         eta_s=round(counts.left / rate, 1) if rate and counts.left else None,
         failures=tuple(groups),
         workers=workers,
+        cost=bag.cost(known) if cost else None,
         unserved=waits,
         elsewhere=elsewhere,
     )
@@ -212,6 +220,7 @@ def summarize(bag: BagHandle, *, wall_s: float, ended: int, slots: int | None = 
         p95_s=_quantile(walls, 0.95),
         efficiency=None if efficiency is None else round(efficiency, 4),
         failures=tuple(failures),
+        cost=bag.cost(),
     )
 
 

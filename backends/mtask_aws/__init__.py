@@ -9,10 +9,29 @@
 
 from __future__ import annotations
 
+from mtask_aws.doctor import diagnose
+from mtask_aws.prices import PRICES, queue_units, table_units
 from mtask_aws.queue import SqsQueue
+from mtask_aws.serverless import lambda_handler, submit_handler
+from mtask_aws.setup_queue import make_queue
+from mtask_aws.setup_table import make_table
 from mtask_aws.table import DynamoTable
 
-__all__ = ["DynamoTable", "SqsQueue", "open_queue", "open_table", "table_beside"]
+__all__ = [
+    "PRICES",
+    "DynamoTable",
+    "SqsQueue",
+    "diagnose",
+    "lambda_handler",
+    "make_queue",
+    "make_table",
+    "open_queue",
+    "open_table",
+    "queue_units",
+    "submit_handler",
+    "table_beside",
+    "table_units",
+]
 
 
 def open_queue(url: str) -> SqsQueue:

@@ -18,13 +18,15 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError as UnreachableError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
     TokenRetrievalError,
+)
+from botocore.exceptions import (
+    ConnectionError as UnreachableError,
 )
 
 from mtask.errors import BackendError, UnavailableError, UnusableError, UsageError
@@ -42,6 +44,7 @@ DENIED = {
     "AccessDeniedException",
     "AllAccessDisabled",
     "AuthorizationError",
+    "KmsAccessDenied",
     "UnauthorizedOperation",
 }
 UNKNOWN_KEYS = {
@@ -69,9 +72,9 @@ BUSY = {
 
 
 def code_of(error: ClientError) -> str:
-    """AWS's own, without the prefix that SQS's older protocol puts before it."""
+    """AWS's own, without the prefixes that SQS's older protocol puts before it."""
     code: str = error.response.get("Error", {}).get("Code", "")
-    return code.removeprefix("AWS.SimpleQueueService.")
+    return code.removeprefix("AWS.SimpleQueueService.").removeprefix("KMS.")
 
 
 class Client:
@@ -82,6 +85,7 @@ class Client:
         self.service, self.address = service, address
         self._lock = threading.Lock()
         self._made: Any = None
+        self._users = 1
         _check_region(service, address)
 
     def get(self) -> Any:
@@ -125,9 +129,17 @@ class Client:
         with self._lock:
             self._made = None
 
-    def close(self) -> None:
+    def share(self) -> Client:
+        """The same for one more use, with a `close` of its own."""
         with self._lock:
-            if self._made is not None:
+            self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Give up one use; the last one closes the connections."""
+        with self._lock:
+            self._users -= 1
+            if self._users <= 0 and self._made is not None:
                 self._made.close()
                 self._made = None
 

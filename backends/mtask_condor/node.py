@@ -130,6 +130,7 @@ def _work(order: Order, deliveries: list[Delivery], writer: Writer, table: Table
         split_after_s=order.split_after_s,
         path=order.path,
         checkpoints=os.path.abspath("checkpoints"),
+        lanes=False,
     )
     worker = Worker(
         queue, table, options, say=lambda text: print(f"mtask: {text}", file=sys.stderr, flush=True)

@@ -12,14 +12,29 @@ anybody has it open) and `tasks.db.lock` (empty; its time is that of the last se
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mtask.errors import UsageError
+from mtask.registry import MADE, THERE
 from mtask_sqlite.database import Database
 from mtask_sqlite.queue import SqliteQueue
 from mtask_sqlite.table import SqliteTable
 
-__all__ = ["Database", "SqliteQueue", "SqliteTable", "open_queue", "open_table"]
+if TYPE_CHECKING:
+    from mtask.doctor import Finding
+
+__all__ = [
+    "Database",
+    "SqliteQueue",
+    "SqliteTable",
+    "diagnose",
+    "make_queue",
+    "make_table",
+    "open_queue",
+    "open_table",
+]
 
 _EXAMPLE = "it should look like sqlite:///tasks.db (relative) or sqlite:////data/tasks.db (absolute)"
 
@@ -42,6 +57,28 @@ def open_table(url: str) -> SqliteTable:
     """Open or create the file at `url`, and the table in it; raises as `open_queue` does."""
     path, _, durable = _parse(url)
     return SqliteTable(Database.open(path, durable=durable))
+
+
+def make_queue(url: str) -> list[tuple[str, str]]:
+    """As mtask.registry says; raises as `open_queue` does."""
+    path, _, durable = _parse(url)
+    was_there = os.path.exists(path)
+    Database.open(path, durable=durable).close()
+    return [(f"file {path}", THERE if was_there else MADE)]
+
+
+make_table = make_queue
+"""One file holds both."""
+
+
+def diagnose(urls: Sequence[str], _roles: Collection[str]) -> Iterator[Finding]:
+    """As mtask.registry says: whether the files are there; opening one that isn't would make it."""
+    from mtask.doctor import Finding
+
+    for path in dict.fromkeys(_parse(url)[0] for url in urls):
+        if not os.path.exists(path):
+            todo = "go to the folder where you work; if this is it, the first `mtask run` or `mtask submit` makes the file"
+            yield Finding("file", False, f"{os.path.abspath(path)} isn't there", todo, stops=True)
 
 
 def _parse(url: str) -> tuple[str, str, bool]:

@@ -1,14 +1,17 @@
 """How long the requests of a cloud take, how many messages fit into one, and what they cost.
 
-Prices are list prices of the vendors' cheapest American region as noted in November 2026, in dollars;
-those marked (?) were noted from memory and should be looked up before money depends on them. Latencies
-are typical ones inside the vendor's own region; none was measured for this simulation.
+AWS's prices are those of the backend, `mtask_aws.prices`; the others are list prices of the vendors' cheapest
+American region as noted in November 2026, in dollars; those marked (?) were noted from memory and should be
+looked up before money depends on them. Latencies are typical ones inside the vendor's own region; none was
+measured for this simulation.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+from mtask_aws.prices import PRICES as AWS
 
 __all__ = ["CLOUDS", "ENVELOPE_BYTES", "Cloud", "Count", "Meter"]
 
@@ -116,8 +119,8 @@ CLOUDS = {
             delete_batch=1000,
             wait_s=0.1,
         ),
-        # SQS: $0.40 a million requests, each 64 KB one; batches of 10; 120,000 in flight. DynamoDB on demand:
-        # $0.625 a million write units of 1 KB, $0.125 a million reads. Notice: 2 minutes.
+        # SQS: each 64 KB is a request; batches of 10; 120,000 in flight. DynamoDB on demand: a row is a write
+        # unit. Notice: 2 minutes.
         Cloud(
             "aws",
             send_s=0.015,
@@ -131,9 +134,9 @@ CLOUDS = {
             counts_releases=True,
             notice_s=120.0,
             in_flight=120_000,
-            request_units=0.40,
-            rows=0.625,
-            reads=0.125,
+            request_units=AWS.million("sqs requests"),
+            rows=AWS.million("dynamodb write units"),
+            reads=AWS.million("dynamodb read units"),
         ),
         # Pub/Sub: $40 a TiB each way, 1,000 bytes a request at least. Firestore: $0.09 (?) a hundred thousand
         # writes, $0.03 (?) reads. Notice: 30 seconds.

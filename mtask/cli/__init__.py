@@ -24,6 +24,10 @@ VERBS = {
     "repair": "manage",
     "cancel": "manage",
     "dead": "manage",
+    "pmc": "pipelines",
+    "seqexec": "pipelines",
+    "init": "setup",
+    "doctor": "setup",
     "completion": "manage",
 }
 """Verb → module of this package, in the order of `mtask --help`."""

@@ -89,15 +89,15 @@ def repair(bag: str, queue: str | None, table: str | None) -> int:
 def dead(bag: str | None, queue: str | None, table: str | None) -> int:
     """List unreadable messages and failed tasks.
 
-    Unreadable messages are kept with their bodies. Failed tasks are those of BAG, or of all bags, with
-    their reasons; `mtask retry` sends them again.
+    Unreadable messages are kept with their bodies, and so is what a queue's vendor took out of it by itself.
+    Failed tasks are those of BAG, or of all bags, with their reasons; `mtask retry` sends them again.
     """
     from mtask.cli.common import console
     from mtask.cli.render import dead_tables
 
     with connect(queue, table, create=False) as manager:
         bags = [manager.bag(bag)] if bag is not None else manager.bags()
-        console().print(dead_tables(list(manager.table.dead()), bags))
+        console().print(dead_tables([*manager.table.dead(), *manager.queue.dead()], bags))
     return 0
 
 

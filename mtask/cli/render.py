@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtask.cli.common import console, tasks_text
+from mtask.costs import cost_text
 from mtask.model import DeadMessage, State
 from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
@@ -66,6 +67,8 @@ def bag_panel(bag: BagStatus) -> Group:
         Text.assemble((bag.bag, "bold"), "  ", _state(bag), "  ", _short(bag.title, 200)),
         Text(line),
     ]
+    if bag.cost is not None:
+        parts.append(Text(f"cost  {cost_text(bag.cost)}"))
     if bag.elsewhere:
         parts.append(Text(bag.elsewhere))
     elif bag.left and not bag.workers and bag.state != "cancelled":
@@ -150,6 +153,8 @@ def print_summary(summary: Summary, *, finished: bool) -> None:
     if summary.efficiency is not None:
         line.append(f" · slots busy {summary.efficiency:.0%}")
     out.print(line)
+    if summary.cost is not None:
+        out.print(Text(f"cost  {cost_text(summary.cost)}"))
     if summary.failures:
         out.print(Group(*_groups(summary.failures)[1:]))
         out.print(

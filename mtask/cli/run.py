@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text
+from mtask.cli.estimate import estimate_option, show_estimate
 from mtask.cli.task_options import task_options
 from mtask.cli.work import Saying, make_worker, slot_options, work_until, worker_options
 
@@ -27,12 +28,20 @@ WORKER_SETTINGS = ("grace_s", "max_tasks_per_child", "max_memory_per_child_bytes
 
 @click.command()
 @task_options
+@estimate_option
 @slot_options
 @worker_options
 @places
 @quiet
 def run(
-    tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, slots: int, **options: Any
+    tasks: str,
+    queue: str | None,
+    table: str | None,
+    quiet: bool,
+    as_json: bool,
+    slots: int,
+    estimate: bool,
+    **options: Any,
 ) -> int:
     """Run all tasks of a file here and now.
 
@@ -55,6 +64,8 @@ def run(
     worker_settings = {"alone": alone, **{key: options.pop(key) for key in WORKER_SETTINGS}}
     shown = not (quiet or as_json)
     source = _opened(tasks, options, here=True)
+    if estimate:
+        return show_estimate(source, options, queue, table, as_json=as_json)
 
     saying = Saying()
     made: list[Worker] = []
@@ -108,10 +119,17 @@ def _conclude(
 
 @click.command()
 @task_options
+@estimate_option
 @places
 @quiet
 def submit(
-    tasks: str, queue: str | None, table: str | None, quiet: bool, as_json: bool, **options: Any
+    tasks: str,
+    queue: str | None,
+    table: str | None,
+    quiet: bool,
+    as_json: bool,
+    estimate: bool,
+    **options: Any,
 ) -> int:
     """Send all tasks of a file to the queue, for workers.
 
@@ -128,6 +146,8 @@ def submit(
 
     shown, starts = not (quiet or as_json), "mtask worker"
     source = _opened(tasks, options, here=False)
+    if estimate:
+        return show_estimate(source, options, queue, table, as_json=as_json)
 
     def on_checked(prepared: Prepared, say: Callable[[str], None]) -> None:
         nonlocal starts

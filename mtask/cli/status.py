@@ -20,7 +20,7 @@ __all__ = ["status"]
 def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table: str | None) -> int:
     """Show how all bags stand, or one of them in detail.
 
-    Of one bag: counts, pace, workers, and why tasks failed.
+    Of one bag: counts, pace, workers, why tasks failed, and, where somebody bills it, what it has cost.
     """
     from mtask.cli.common import console
     from mtask.cli.render import bag_panel, bags_table, print_json
@@ -40,7 +40,7 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
         with contextlib.suppress(UnavailableError):  # said below, with how the jobs stand
             manager.collect()
         if bag is not None:
-            one = status_of(manager.table, manager.bag(bag))
+            one = status_of(manager.table, manager.bag(bag), cost=True)
             return one, bag_panel(one), one.finished
         several = [status_of(manager.table, each, failures=False) for each in manager.bags()]
         return several, bags_table(several), all(each.finished for each in several)

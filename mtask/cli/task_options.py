@@ -118,6 +118,13 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="A task that hasn't started by then is not run.",
         ),
         click.option(
+            "--keep",
+            "keep_s",
+            type=Duration("1h"),
+            metavar="TIME",
+            help="The table may forget the results so long after the submit: 30d.  [default: never]",
+        ),
+        click.option(
             "--not-before",
             "not_before_at",
             type=When(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Protocol
 
 import msgspec
@@ -101,7 +102,13 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, results=RESULTS)
     def keep_attempts(self, client: int, results: list[Result]) -> None:
-        failed = [result for result in results if result.state is State.FAILED]
+        # No two are the same, as in life: a table may keep the same one once.
+        times = map(float, count(sum(map(len, self.attempts.values()))))
+        failed = [
+            msgspec.structs.replace(result, finished_at=next(times))
+            for result in results
+            if result.state is State.FAILED
+        ]
         self.tables[client].keep_attempts(failed)
         for result in failed:
             self.attempts[result.bag].append(result)

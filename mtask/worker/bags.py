@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Collection
 
+import msgspec
+
 from mtask.errors import BagNotFoundError
 from mtask.model import Bag, BagState, Message
 from mtask.table import Table
@@ -22,8 +24,9 @@ TRY_AGAIN_S = 60.0
 class Bags:
     """Bags by uid; safe to call from any thread."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, table: Table, timeout_s: float | None = None) -> None:
+        """`timeout_s`: as of Options."""
+        self._table, self._timeout_s = table, timeout_s
         self._bags: dict[str, tuple[Bag, float]] = {}
         self._given_back: dict[str, tuple[Bag, str, float]] = {}
         self._lock = threading.Lock()
@@ -57,7 +60,7 @@ class Bags:
                 self._bags[message.uid] = known[0], time.monotonic()
                 return known[0]
         try:
-            bag = self._table.bag(message.bag)
+            bag = self._read(message.bag)
         except BagNotFoundError:
             return None
         if bag.uid != message.uid:
@@ -76,7 +79,7 @@ class Bags:
             known = list(self._bags.values())
         for bag, used_s in known:
             try:
-                now = self._table.bag(bag.name)
+                now = self._read(bag.name)
             except BagNotFoundError:
                 now = bag
                 over[bag.uid] = bag.generation
@@ -90,3 +93,11 @@ class Bags:
                 elif now.uid == bag.uid:
                     self._bags[bag.uid] = now, self._bags.get(bag.uid, (now, used_s))[1]
         return over
+
+    def _read(self, name: str) -> Bag:
+        """With no longer timeout than this worker's."""
+        bag = self._table.bag(name)
+        longest_s, timeout_s = self._timeout_s, bag.spec.timeout_s
+        if longest_s is None or (timeout_s is not None and timeout_s <= longest_s):
+            return bag
+        return msgspec.structs.replace(bag, spec=msgspec.structs.replace(bag.spec, timeout_s=longest_s))

@@ -10,7 +10,8 @@ from mtask.model import Bag
 from mtask.packing import piece_size
 from mtask.queue import QueueLimits
 from mtask.requirements import DEFAULT_LANE, Lane, Requirements
-from mtask.worker.held import Job
+from mtask.worker.guard import GUARD_S
+from mtask.worker.held import Held, Job
 from mtask.worker.options import Options
 from mtask.worker.receiver import Receiver, Wish
 from mtask.worker.recorder import Recorder
@@ -224,6 +225,25 @@ class Dispatcher:
         elif self._limits.workers_send:
             self._recorder.hand_on(held, [held.part(job.got, job.stop)])
         # else: with the rest of its message, when the worker stops
+
+    def hand_over(self, held: Held, worker: str) -> None:
+        """Of a message that can't be held for much longer, only what runs stays here, under guard; the rest is given
+        back."""
+        if held.lost or held.guarded_parts or not self._limits.workers_send:
+            return
+        for slot in self._slots:
+            if slot.runner is not None and any(job.held is held for job in slot.jobs):
+                self.ready.extend(slot.runner.cut())
+        for job in [job for job in self.ready if job.held is held]:
+            self.ready.remove(job)
+            self.give_back(job)
+        runs = [
+            (job.got, job.stop) for slot in self._slots for job in slot.jobs if job.held is held and job.left
+        ]
+        if runs:
+            copies = [held.guarded(start, stop, worker) for start, stop in runs]
+            held.guarded_parts = runs
+            self._recorder.hand_over(held, copies, delay_s=min(self._limits.delay_s, GUARD_S))
 
     def give_back_all(self) -> None:
         while self.ready:

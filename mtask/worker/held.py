@@ -8,7 +8,18 @@ import time
 import msgspec
 
 from mtask.errors import MessageError
-from mtask.model import EXPIRED, FRONT_VERSION, ID_COLUMN, Bag, Delivery, Message, Result, as_id
+from mtask.model import (
+    EXPIRED,
+    FRONT_VERSION,
+    GUARDED_VERSION,
+    ID_COLUMN,
+    SERIAL_VERSION,
+    Bag,
+    Delivery,
+    Message,
+    Result,
+    as_id,
+)
 from mtask.packing import slice_message, split_rows
 from mtask.requirements import DEFAULT_LANE, Lane, find_lane, front_of
 from mtask.worker.room import Share
@@ -30,25 +41,45 @@ class Held:
         "delivery",
         "ended_before",
         "expires_s",
+        "guarded_parts",
         "lane",
         "lease_s",
+        "let_go",
         "lost",
         "message",
+        "nears_its_end",
+        "received_s",
         "renewed_s",
         "rows",
         "unsettled",
     )
 
     def __init__(
-        self, delivery: Delivery, message: Message, bag: Bag, *, body: bytes, lease_s: float, asked_s: float
+        self,
+        delivery: Delivery,
+        message: Message,
+        bag: Bag,
+        *,
+        body: bytes,
+        lease_s: float,
+        asked_s: float,
+        received_s: float | None = None,
     ) -> None:
-        """`body`: the message encoded, with its rows. The lease began at `asked_s` or later.
+        """`body`: the message encoded, with its rows. The lease began at `asked_s` or later; if it has been
+        extended before, the message was received at `received_s`.
 
         Raises MessageError for rows that don't match the message's count.
         """
         self.delivery, self.message, self.bag, self.body = delivery, message, bag, body
         self.lease_s = lease_s
         self.renewed_s, self.expires_s = asked_s, asked_s + lease_s
+        self.received_s = asked_s if received_s is None else received_s
+        self.nears_its_end = False
+        """Can it not be held for much longer?"""
+        self.guarded_parts: list[tuple[int, int]] = []
+        """Tasks (offsets) that run here, of which a copy is in the queue or about to be, which waits for their end."""
+        self.let_go = False
+        """The copy was sent and the message deleted: there is no lease any more, and none is needed."""
         self.began_s: float | None = None
         """When its first task was seen to begin (monotonic clock): imports before that say nothing of its pace."""
         self.unsettled = message.count
@@ -91,6 +122,23 @@ class Held:
         """Of the bag's lanes, the one that the message's is, or is in front of."""
         own = (DEFAULT_LANE, *self.bag.lanes)
         return next((lane.name for lane in own if self.lane in (lane, front_of(lane))), "")
+
+    def guarded(self, start: int, stop: int, worker: str) -> Message:
+        """The same for tasks that `worker` runs on without holding their message; see `mtask.worker.guard`."""
+        part = self.part(start, stop)
+        return msgspec.structs.replace(part, runs_at=worker, check=True, v=GUARDED_VERSION)
+
+    def unguard(self, *, attempt: int, died: bool) -> None:
+        """Nobody runs it any more, after so many failed attempts; or its worker `died` with it."""
+        version = SERIAL_VERSION if self.message.then is not None else 1
+        self.message = msgspec.structs.replace(
+            self.message,
+            runs_at="",
+            attempt=attempt,
+            deaths=self.message.deaths + died,
+            v=FRONT_VERSION if self.lane.front else version,
+        )
+        self.body = self.message.encode()
 
     @property
     def lost_its_place(self) -> bool:

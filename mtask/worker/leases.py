@@ -16,6 +16,8 @@ from mtask.worker.service import Service
 __all__ = ["LeaseKeeper"]
 
 RETRY_S = 1.0
+HELD_FOR = 0.9
+"""What nears the longest time that it can be held is handed on after this part of it, and a lease before."""
 ALONG = 1 / 8
 """What is due takes along all leases of which so much is over: a request for ten costs as much as one for one."""
 
@@ -27,10 +29,19 @@ class LeaseKeeper(Service):
     side believes a lease over a little before the queue does, never after.
     """
 
-    def __init__(self, queue: Queue, on_lost: Callable[[Held], None], notes: Notes) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        on_lost: Callable[[Held], None],
+        notes: Notes,
+        on_nearing: Callable[[Held], None] = lambda _: None,
+    ) -> None:
+        """`on_nearing`: is told, once, of what can't be held for much longer (`limits.hold_s`)."""
         super().__init__("leases")
         self._queue, self._on_lost, self._notes = queue, on_lost, notes
+        self._on_nearing = on_nearing
         self._held: set[Held] = set()
+        self._let_go: set[Held] = set()
         self._wake = threading.Condition()
         self._extending = threading.Lock()
         self._looks_s = 0.0
@@ -40,6 +51,8 @@ class LeaseKeeper(Service):
     def add(self, held: Iterable[Held]) -> None:
         with self._wake:
             for each in held:
+                if each.let_go:
+                    continue
                 self._held.add(each)
                 if _due_s(each) < self._looks_s:
                     self._wake.notify()
@@ -48,16 +61,29 @@ class LeaseKeeper(Service):
         """Stop extending these; returns when no extension of theirs is under way, so that their tokens hold."""
         with self._extending, self._wake:
             self._held.difference_update(held)
+            self._let_go.difference_update(held)
+
+    def let_go(self, held: Held) -> None:
+        """Its tasks run on, and its message is held no more, until it is forgotten."""
+        with self._wake:
+            held.let_go = True
+            self._held.discard(held)
+            self._let_go.add(held)
 
     def held(self) -> list[Held]:
-        """All whose lease is kept now."""
+        """All whose lease is kept now, or whose tasks run on without."""
         with self._wake:
-            return list(self._held)
+            return [*self._held, *self._let_go]
+
+    def running_on(self) -> list[Held]:
+        """Those without a lease."""
+        with self._wake:
+            return list(self._let_go)
 
     def count(self, uid: str) -> int:
-        """How many of them are of the limited bag with this uid."""
+        """How many of both are of the limited bag with this uid."""
         with self._wake:
-            return sum(held.lane.uid == uid for held in self._held)
+            return sum(held.lane.uid == uid for held in (*self._held, *self._let_go))
 
     def stop(self) -> None:
         with self._wake:
@@ -81,6 +107,10 @@ class LeaseKeeper(Service):
         now = time.monotonic()
         with self._wake:
             due = [held for held in self._held if now >= held.renewed_s + ALONG * held.lease_s]
+            nearing = [held for held in self._held if not held.nears_its_end and now >= self._nearing_s(held)]
+        for held in nearing:
+            held.nears_its_end = True
+            self._on_nearing(held)
         gone: set[Held] = set()
         if self._queue.limits.extends:
             for lease_s in {held.lease_s for held in due}:
@@ -102,7 +132,7 @@ class LeaseKeeper(Service):
         What a stale holder sends would be run beside what another one holds. No answer is no news.
         """
         now_s = time.monotonic()
-        doubtful = {each for each in held if now_s >= each.expires_s and not each.lost}
+        doubtful = {each for each in held if now_s >= each.expires_s and not each.lost and not each.let_go}
         if not doubtful or not self._queue.limits.extends:
             return
         with self._extending:
@@ -113,6 +143,11 @@ class LeaseKeeper(Service):
                     with self._wake:
                         self._held.discard(lost)
                     self._on_lost(lost)
+
+    def _nearing_s(self, held: Held) -> float:
+        """When it is to be handed on, by the monotonic clock."""
+        hold_s = self._queue.limits.hold_s
+        return held.received_s + max(hold_s / 2, HELD_FOR * hold_s - held.lease_s)
 
     def _extend_batch(self, batch: list[Held], lease_s: float) -> set[Held]:
         """Returns those whose lease is lost for good."""

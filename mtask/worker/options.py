@@ -44,6 +44,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What its tasks may ask for by name."""
     pin: bool = False
     """Give each task CPUs of its own."""
+    timeout_s: float | None = None
+    """No attempt may take longer, whatever its bag says: where the worker itself has only so much time, a task
+    that needs more would be interrupted for ever."""
+    lanes: bool = True
+    """Serve all lanes of the table's list. False: only the queue itself; nothing is given back in front of it,
+    where nobody might look."""
     alone: bool = True
     """Is there no other worker? What this one doesn't know how to run fails then, instead of being given back."""
 

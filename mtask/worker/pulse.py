@@ -21,23 +21,31 @@ if TYPE_CHECKING:
 __all__ = ["Pulse"]
 
 BEAT_S = 2.0
+"""Between two heartbeats, if the table has no `beat_s` of its own."""
+LOOK_S = 5.0
+"""Between two looks at the table, however rarely the worker beats: a cancelled bag is to stop soon."""
 CLEAN_S = 3600.0
 """How often a worker looks for lanes that nobody uses any more."""
 
 
 class Pulse(Service):
-    """Beats every `BEAT_S`; stays out of the way when the table is away."""
+    """Beats as often as the table wants; stays out of the way when the table is away."""
 
     def __init__(self, worker: Worker, table: Table) -> None:
         super().__init__("pulse")
         self._worker, self._table = worker, table
         self._wake, self._stopped = threading.Event(), False
+        self._beat_s: float = getattr(table, "beat_s", BEAT_S)
+        self._beat_at_s = 0.0
+        """When the next beat is due (monotonic clock)."""
+        self._soon = False
         self._started_at = time.time()
         self._last = (time.monotonic(), 0)
         self._rate = 0.0
         self._cleaned_s = -CLEAN_S
 
     def beat_soon(self) -> None:
+        self._soon = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -45,25 +53,43 @@ class Pulse(Service):
         self._wake.set()
 
     def work(self) -> None:
+        self._worker.expenses.start()
         while True:
             stopped = self._stopped
             try:
-                self._table.beat(self.status("stopped" if stopped else None))
+                self._worker.expenses.look(self._worker.bags_in_use())
                 if stopped:
-                    self._worker.limits.leave()
+                    self._beat_for_the_last_time()
                 else:
+                    self._beat_if_due()
                     self._worker.limits.renew()
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
                     self._worker.ahead.refresh()
                     self._worker.notes.well("table")
             except BackendError as error:
+                self._beat_at_s = 0.0
                 if not stopped:
                     self._worker.notes.trouble("table", error)
             if stopped:
                 return
-            self._wake.wait(BEAT_S)
+            self._wake.wait(min(self._beat_s, LOOK_S))
             self._wake.clear()
+
+    def _beat_if_due(self) -> None:
+        soon, self._soon = self._soon, False
+        if soon or time.monotonic() >= self._beat_at_s:
+            self._worker.expenses.settle(self._table)
+            self._table.beat(self.status())
+            # A little early rather than a whole look late.
+            self._beat_at_s = time.monotonic() + self._beat_s - min(self._beat_s, LOOK_S) / 2
+
+    def _beat_for_the_last_time(self) -> None:
+        try:
+            self._worker.expenses.settle(self._table, everything=True)
+        finally:  # what isn't in the accounts is in the beat
+            self._table.beat(self.status("stopped"))
+            self._worker.limits.leave()
 
     def _clean_now_and_then(self) -> None:
         if time.monotonic() - self._cleaned_s > CLEAN_S:
@@ -91,7 +117,8 @@ class Pulse(Service):
             can=worker.can,
             cannot=worker.bags.given_back(),
             started_at=self._started_at,
-            interval_s=BEAT_S,
+            used=worker.expenses.by_bag(),
+            interval_s=self._beat_s,
             version=mtask.__version__,
         )
 
@@ -105,4 +132,15 @@ class Pulse(Service):
                     job, offset, since_s = found
                     index = job.held.message.first + offset
                     running.append(Running(bag=job.held.bag.name, index=index, since=time.time() - since_s))
-        return tuple(running)
+        return tuple(running + self._running_on({(each.bag, each.index) for each in running}))
+
+    def _running_on(self, shown: set[tuple[str, int]]) -> list[Running]:
+        """What others leave alone because it is in this heartbeat: all of it, until it is written."""
+        now_s, now = time.monotonic(), time.time()
+        return [
+            Running(bag=held.bag.name, index=index, since=now - (now_s - held.received_s))
+            for held in self._worker.running_on()
+            for start, stop in held.guarded_parts
+            for index in range(held.message.first + start, held.message.first + stop)
+            if (held.bag.name, index) not in shown
+        ]

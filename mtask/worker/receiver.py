@@ -18,6 +18,7 @@ from mtask.packing import check_rows, unfold
 from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, find_lane
 from mtask.table import Table
 from mtask.worker.bags import ELSEWHERE_S, Bags
+from mtask.worker.guard import GUARD_S, Guard, Verdict, without_row
 from mtask.worker.held import Held, Job
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
@@ -83,17 +84,20 @@ class Receiver(Service):
         lease_s: float | None,
         can: Capabilities | None = None,
         limits: Limits | None = None,
+        lanes: bool = True,
     ) -> None:
-        """`on_round` is called when all messages of one request have been looked at."""
+        """`on_round` is called when all messages of one request have been looked at; `lanes`: see Options."""
         super().__init__("receiver")
         self._queue, self._table, self._bags = queue, table, bags
         self._keeper, self._recorder, self._notes = keeper, recorder, notes
         self._on_job, self._on_round, self._worker = on_job, on_round, worker
+        self._guard = Guard(table)
         self._lease_s = lease_s
         self._next_lease_s = lease_s or DEFAULT_LEASE_S
-        self._lanes = ServedLanes(table, can or Capabilities(), notes)
+        self._lanes = ServedLanes(table, can or Capabilities(), notes, listed=lanes)
         self._limits = limits or Limits(table, worker, lambda _: 0)
         self._wish: Wish | None = None
+        self._received_s = 0.0
         self._rounds = 0
         self._asking = False
         self._looked_s = -LOOK_S
@@ -228,6 +232,7 @@ class Receiver(Service):
         """How many are to be run. The table may be away just now: their leases are kept meanwhile, for a lease
         that runs out would look like the death of a worker."""
         waiting, pause_s, started, failed = deque(deliveries), 0.1, 0, False
+        self._received_s = asked_s
         while waiting:
             try:
                 started += self._look_at(waiting[0], asked_s, lease_s)
@@ -303,7 +308,15 @@ class Receiver(Service):
             except KeyError:
                 raise MessageError(f"bag {bag.name!r} has no block {message.block}") from None
             body = message.encode()
-        held = Held(delivery, message, bag, body=body, lease_s=lease_s, asked_s=asked_s)
+        held = Held(
+            delivery,
+            message,
+            bag,
+            body=body,
+            lease_s=lease_s,
+            asked_s=asked_s,
+            received_s=self._received_s,
+        )
         wanted_s = min(self._lease_s or bag.spec.lease_s, self._queue.limits.lease_s)
         if wanted_s != lease_s:
             # The first message of a bag comes with another bag's lease: corrected at the next extension.
@@ -316,6 +329,8 @@ class Receiver(Service):
 
     def _fit_to_run(self, held: Held, bag: Bag) -> bool:
         message = held.message
+        if message.runs_at and message.generation >= bag.generation and bag.state is not BagState.CANCELLED:
+            return self._unguarded(held) and self._fit_to_run(held, bag)
         careful = held.deaths > 0 or message.check
         if careful or held.is_expired:
             check_rows(message)  # else whoever runs them does, while the message is still in one piece
@@ -340,10 +355,19 @@ class Receiver(Service):
         return False
 
     def _without_row(self, held: Held) -> list[int]:
-        """Those of the message's tasks that have no row in the table."""
-        first = held.message.first
-        indexes = range(first, first + held.message.count)
-        return sorted(set(indexes) - self._table.recorded(held.bag.name, indexes))
+        return without_row(self._table, held)
+
+    def _unguarded(self, held: Held) -> bool:
+        """Of what another worker runs, or ran: is it nobody's now?"""
+        verdict = self._guard.look(held)
+        if verdict is Verdict.RUN:
+            return True
+        self._keeper.add([held])
+        if verdict is Verdict.WAIT:
+            self._recorder.release(held, delay_s=min(self._queue.limits.delay_s, GUARD_S))
+        else:
+            self._recorder.drop(held, ended=verdict is Verdict.END)
+        return False
 
     def _careful(self, held: Held, rest: list[int]) -> bool:
         """Some of these tasks may have been done, or have killed a worker: run only those without a

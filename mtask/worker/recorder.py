@@ -46,6 +46,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Give the whole message back after this delay."""
     dead: DeadMessage | None = None
     """Set the message aside as this."""
+    lets_go: bool = False
+    """Delete the message, though its tasks run on: what is sent takes its place."""
     size_bytes: int = 0
     """About how much memory the results take."""
 
@@ -78,7 +80,8 @@ class Recorder(Service):
     def attempts_ended(self, held: Held, results: list[Result], size_bytes: int = 0) -> None:
         """Each of these attempts ended: the last attempts become rows, the others are tried again."""
         spec = held.bag.spec
-        again = [r for r in results if r.state is State.FAILED and not is_last(spec, r)]
+        sends_ok = self._queue.limits.workers_send
+        again = [r for r in results if sends_ok and r.state is State.FAILED and not is_last(spec, r)]
         sends, final = [], results
         if again:
             retried = {result.index for result in again}
@@ -119,6 +122,11 @@ class Recorder(Service):
         settles = sum(message.count for message in messages)
         self._put(Item(held=held, settles=settles, sends=[(delay_s, message) for message in messages]))
 
+    def hand_over(self, held: Held, copies: Sequence[Message], *, delay_s: float) -> None:
+        """Send guarded copies of the tasks that run, and hold the message no more; the tasks are recorded all the
+        same. What becomes of them otherwise (another attempt, giving back) is left to who receives the copies."""
+        self._items_put(Item(held=held, sends=[(delay_s, message) for message in copies], lets_go=True))
+
     def settle(self, held: Held, tasks: int) -> None:
         """So many of the message's tasks need nothing more."""
         self._put(Item(held=held, settles=tasks))
@@ -131,7 +139,9 @@ class Recorder(Service):
     def release(self, held: Held, *, delay_s: float = 0) -> None:
         """Give the message back as it is; nothing of it has begun."""
         limits = self._queue.limits
-        if limits.counts_releases and limits.workers_send:
+        if held.guarded_parts:
+            self.settle(held, held.unsettled)
+        elif limits.counts_releases and limits.workers_send:
             # A release would look like the death of a worker: a copy doesn't.
             self.hand_on(held, [held.part(0, held.message.count)], delay_s=delay_s)
         else:
@@ -160,6 +170,11 @@ class Recorder(Service):
         return not self._unwritten
 
     def _put(self, item: Item) -> None:
+        if item.held.guarded_parts:
+            item = msgspec.structs.replace(item, sends=())
+        self._items_put(item)
+
+    def _items_put(self, item: Item) -> None:
         self._count(item, 1)
         self._items.put(item)
 
@@ -242,15 +257,17 @@ class Recorder(Service):
             settled[item.held] += item.settles
         over = [held for held, n in settled.items() if n >= held.unsettled]
         released = [(i.held, i.release_s) for i in batch if i.release_s is not None]
-        mine = over + [held for held, _ in released]
+        let_go = [item.held for item in batch if item.lets_go]
+        # Of what runs on without a lease, the heartbeat tells until its rows are written.
+        mine = [held for held in (*over, *(held for held, _ in released), *let_go) if not held.let_go]
         self._keeper.forget(mine)
         try:
             with self._table.transaction(self._queue):
                 self._look_who_was_first(batch)
                 rows = self._write_rows(batch)
                 self._send([*batch, *self._followers(batch)])
-                if over:
-                    self._queue.delete([held.delivery for held in over])
+                if ended := [held.delivery for held in {*over, *let_go} if not held.let_go]:
+                    self._queue.delete(ended)
                 for held, delay_s in released:
                     self._queue.release([held.delivery], delay_s=delay_s)
         except BaseException:
@@ -259,6 +276,9 @@ class Recorder(Service):
         self._rows += rows
         for held, n in settled.items():
             held.unsettled -= n
+        for held in let_go:
+            self._keeper.let_go(held)
+        self._keeper.forget(over)
 
     def _write_rows(self, batch: list[Item]) -> list[Result | Portion]:
         rows = [result for item in batch for result in item.results]

@@ -18,26 +18,37 @@ FRONT_S = 60.0
 look is a request."""
 READ_S = 1.0
 """How old the list may be; a new lane is served after this time at the latest."""
+POLLS = 5
+"""The same, in times of a table's `poll_s`, if it has one."""
 
 
 class ServedLanes:
     """Reads the list of lanes from the table, now and then; lives in the receiver's thread."""
 
     def __init__(
-        self, table: Table, can: Capabilities, notes: Notes, *, clock: Callable[[], float] = time.monotonic
+        self,
+        table: Table,
+        can: Capabilities,
+        notes: Notes,
+        *,
+        listed: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`listed`: all of the list; else only the queue itself."""
         self._table, self._can, self._notes = table, can, notes
+        self._listed = listed
         self._turns, self._clock = Turns(clock), clock
         self._lanes = [DEFAULT_LANE]
         self._came = 0
         """How many messages, since the last round began."""
         self._front_at_s: dict[str, float] = {}
         """When to look into a front lane again (by name)."""
-        self._read_s = -READ_S
+        self._every_s = max(READ_S, POLLS * getattr(table, "poll_s", 0.0))
+        self._read_s = -self._every_s
 
     def in_turn(self) -> list[Lane]:
         """In which order to look into them."""
-        if time.monotonic() - self._read_s >= READ_S:
+        if self._listed and time.monotonic() - self._read_s >= self._every_s:
             self._read()
         came, self._came = self._came, 0
         if len(self._lanes) == 1:

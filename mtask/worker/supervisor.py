@@ -25,6 +25,7 @@ from mtask.worker.ahead import Ahead
 from mtask.worker.bags import ELSEWHERE_S, Bags
 from mtask.worker.capabilities import found
 from mtask.worker.dispatcher import Dispatcher
+from mtask.worker.expenses import Expenses
 from mtask.worker.gathered import Gathered
 from mtask.worker.held import Held, Job
 from mtask.worker.inbox import Inbox
@@ -62,10 +63,12 @@ class Worker:
         *,
         say: Callable[[str], None] | None = None,
         on_written: Callable[[Sequence[Result | Portion]], None] = lambda _: None,
+        name: str | None = None,
     ):
-        """`on_written` is called with results that have been recorded, from another thread; they may be none."""
+        """`on_written` is called with results that have been recorded, from another thread; they may be none.
+        `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
-        self.name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.name = name or f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
@@ -80,10 +83,14 @@ class Worker:
             for _ in range(options.slots)
         ]
         self.done = self.failed = 0
-        self.bags, self.ahead = Bags(table), Ahead(table)
+        self.bags, self.ahead = Bags(table, options.timeout_s), Ahead(table)
+        self.expenses = Expenses((self.queue.main, table))
         self._inbox = Inbox()
         self._keeper = LeaseKeeper(
-            self.queue, lambda held: self._inbox.post(lambda: self._lost(held)), self.notes
+            self.queue,
+            lambda held: self._inbox.post(lambda: self._lost(held)),
+            self.notes,
+            lambda held: self._inbox.post(lambda: self._hand_over(held)),
         )
         self.limits = Limits(table, self.name, self._keeper.count)
         self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
@@ -101,6 +108,7 @@ class Worker:
             lease_s=options.lease_s,
             can=self.can,
             limits=self.limits,
+            lanes=options.lanes,
         )
         self._dispatcher = Dispatcher(
             self.slots,
@@ -140,6 +148,10 @@ class Worker:
     def bags_in_use(self) -> set[str]:
         """The uids of the bags of all held messages."""
         return {held.bag.uid for held in self._keeper.held()}
+
+    def running_on(self) -> list[Held]:
+        """What runs though its message is held no more."""
+        return self._keeper.running_on()
 
     def busy(self) -> tuple[int, int]:
         """(slots that run something, slots)."""
@@ -276,7 +288,7 @@ class Worker:
     def _release_the_rest(self) -> None:
         """What could only be given back as a whole, because this worker can't send the rest of it alone,
         or whose results can't be written. After any other error the leases run out: that counts."""
-        if rest := [held.delivery for held in self._keeper.held() if not held.lost]:
+        if rest := [held.delivery for held in self._keeper.held() if not (held.lost or held.let_go)]:
             with contextlib.suppress(BackendError):
                 self.queue.release(rest)
 
@@ -309,11 +321,13 @@ class Worker:
         failed = sum(result.state is not State.DONE for result in results)
         self.failed += failed
         self.done += len(results) - failed
+        self.expenses.ended(job.held.bag.uid, len(results))
         if not job.held.lost:
             self._gathered.add(job.held, results, size_bytes)
 
     def portion_done(self, job: Job, portion: Portion) -> None:
         self.done += portion.count
+        self.expenses.ended(job.held.bag.uid, portion.count)
         if not job.held.lost:
             self._recorder.portion_done(job.held, portion)
 
@@ -364,7 +378,8 @@ class Worker:
             return
         self._drain_reason = reason
         self._receiver.stop()
-        if self._error is None:  # else what it gives back might be what broke it
+        # What it gives back after an error might be what broke it.
+        if self._error is None and self.options.lanes:
             self._dispatcher.drain(lambda lane: self.queue.list_when_used(lane, self.table))
         for slot in self.slots:
             slot.tell_stopping()
@@ -380,6 +395,11 @@ class Worker:
     def _lost(self, held: Held) -> None:
         self.notes.once(f"a lease was lost (bag {held.bag.name!r}): its tasks may run elsewhere by now")
         self._stop_jobs(lambda job: job.held is held, Cause.LOST_LEASE)
+
+    def _hand_over(self, held: Held) -> None:
+        self._gathered.pass_on()
+        self._dispatcher.hand_over(held, self.name)
+        self._pulse.beat_soon()
 
     def _cancelled(self, over: dict[str, int]) -> None:
         self._over = over

@@ -30,6 +30,17 @@ def wait(x: int, log: str, gate: str) -> int:
     return x
 
 
+def wait_and_fail_once(x: int, log: str, gate: str, seconds: float) -> int:
+    """The second time it takes so long, in which a third would begin, too."""
+    wait(x, log, gate)
+    first = Path(f"{log}-failed-{x}")
+    if not first.exists():
+        first.touch()
+        raise ValueError("once")
+    time.sleep(seconds)
+    return x
+
+
 def hold_the_lock(x: int, log: str, seconds: int) -> int:
     """No other thread of this process runs meanwhile: PyDLL keeps the interpreter lock."""
     _begin(x, log)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mtask.manager import BagHandle, connect
 from mtask.model import Result
+from mtask.settings import Urls
 
 TASKS = Path(__file__).with_name("chaos_tasks.py")
 CLOCK = Path(__file__).with_name("clock")
@@ -87,13 +88,15 @@ class Begin(NamedTuple):
 class Site:
     """A folder with a queue and a table, the workers there, and the log that their tasks write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, urls: Urls | None = None) -> None:
+        """`urls`: where queue and table are; by default in a file in the folder."""
         self.folder = folder
         self.log = folder / "log"
         self.gate = folder / "gate"
-        url = f"sqlite:///{folder}/mtask.db"
-        self.env = os.environ | {"MTASK_QUEUE": url, "MTASK_TABLE": url}
-        self.manager = connect(url, url)
+        here = f"sqlite:///{folder}/mtask.db"
+        urls = urls or Urls(here, here)
+        self.env = os.environ | {"MTASK_QUEUE": urls.queue, "MTASK_TABLE": urls.table}
+        self.manager = connect(*urls)
         self.workers: list[WorkerProcess] = []
         self.command = [sys.executable, "-m", "mtask"]
 

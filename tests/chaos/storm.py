@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 from mtask.manager import BagHandle
 from mtask.model import Reason, Result, State
+from mtask.settings import Urls
 from tests.chaos.harness import Site, WorkerProcess
 
 HERE = Path(__file__).parent
@@ -81,9 +82,9 @@ class Run(NamedTuple):
 class Storm:
     """Submits two bags, of functions and of commands, and runs them in bad weather."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, urls: Urls | None = None) -> None:
         self.plan, self.rng = plan, random.Random(plan.seed)
-        self.site = Site(folder)
+        self.site = Site(folder, urls)
         self.down = folder / "down"
         self.down.mkdir()
         self.site.command = [sys.executable, str(HERE / "storm_worker.py")]
