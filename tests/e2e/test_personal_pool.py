@@ -137,3 +137,12 @@ def test_no_packages_here(folder):
     )  # fmt: skip
     assert (done.returncode, "apt-get" in done.stderr) == (NO_PACKAGES, True), done.stderr
     assert not list(folder.glob("mtask/*/complete"))
+
+
+def test_fetched_into_an_empty_cache(folder):
+    env = {"XDG_CACHE_HOME": str(folder / "cache")}
+    done = personal_pool("fetch", **env)
+    assert (done.returncode, done.stdout.strip()) == (0, f"{folder}/cache/mtask/condor-forky"), done.stderr
+    done = personal_pool("start", "--folder", str(folder / "pool"), **env)
+    assert (done.returncode, "fetching" in done.stderr) == (0, False), done.stderr
+    assert f"{folder}/cache/mtask/condor-forky/root/usr/bin" in done.stdout
