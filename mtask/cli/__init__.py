@@ -16,6 +16,8 @@ VERBS = {
     "run": "run",
     "submit": "run",
     "worker": "work",
+    "wait": "collect",
+    "collect": "collect",
     "status": "status",
     "results": "results",
     "retry": "manage",
