@@ -12,7 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.servers.aws", "tests.servers.postgres"]
+pytest_plugins = [
+    "tests.servers.aws",
+    "tests.servers.condor",
+    "tests.servers.pipelines",
+    "tests.servers.postgres",
+]
 
 MEMORY = "/dev/shm"
 LEAST_FREE_BYTES = 1 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
@@ -75,6 +76,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                preexec_fn=end_with_parent,
             )
         deadline = time.monotonic() + START_S
         while not answers(self.url):
@@ -123,6 +125,11 @@ class Postgres:
 
     def said(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
+
+
+def end_with_parent() -> None:
+    """Also of one that is killed, or that a time-out ends: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
 def answers(url: str) -> bool:
@@ -188,6 +195,7 @@ default_pool_size = 4
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
     )
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     try:
