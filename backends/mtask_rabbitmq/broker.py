@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from mtask.errors import BackendError, UnavailableError
@@ -67,10 +67,8 @@ class Broker:
             self._users -= 1
             if self._users != 0:
                 return
-        try:
+        with suppress(BackendError):  # what isn't closed in time ends with the thread
             self.call(self._end(), timeout_s=5)
-        except BackendError:
-            pass  # what isn't closed in time ends with the thread
         self._loop.stop()
 
     # -- in the loop --------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ CONNECT_S = 10.0
 logging.getLogger("pika").addHandler(logging.NullHandler())
 
 
-class _Channel(Channel):
+class _Channel(Channel):  # type: ignore[misc]
     """pika gives back what comes between the cancelling of a consumer and the broker's answer, and the broker
     counts that as a delivery. Here it is kept: whoever cancelled waits for it."""
 
@@ -47,7 +47,7 @@ class _Channel(Channel):
             self.on_delivery(method.consumer_tag, method.delivery_tag, header_frame.properties, body)
 
 
-class _Connection(AsyncioConnection):
+class _Connection(AsyncioConnection):  # type: ignore[misc]
     def _create_channel(self, channel_number: int, on_open_callback: Any) -> Channel:
         return _Channel(self, channel_number, on_open_callback)
 
@@ -86,7 +86,7 @@ class Link:
         credentials = address.credentials()
         connection = _Connection(
             _parameters(address, credentials.user, credentials.password, purpose),
-            on_open_callback=lambda found: opened.done() or opened.set_result(found),
+            on_open_callback=lambda found: _answer(opened, found),
             on_open_error_callback=on_error,
             on_close_callback=on_close,
             custom_ioloop=loop,
@@ -125,7 +125,7 @@ class Link:
         if not self.is_open:
             raise line.error("opening a channel", ConnectionError("the connection is closed"))
         opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        channel = self._connection.channel(on_open_callback=lambda c: opened.done() or opened.set_result(c))
+        channel = self._connection.channel(on_open_callback=lambda found: _answer(opened, found))
         line.attach(channel)
         await line.wait(opened, "opening a channel")
         if confirms:
@@ -164,8 +164,8 @@ class Line:
         self.why: BaseException | None = None
         """Why it was closed."""
         self.on_close: Callable[[], None] = lambda: None
-        self.on_confirm: Callable[[int, bool, bool], None] = lambda tag, several, well: None
-        self.on_return: Callable[[str, str], None] = lambda message_id, why: None
+        self.on_confirm: Callable[[int, bool, bool], None] = _nothing
+        self.on_return: Callable[[str, str], None] = _nothing
         self._channel: Any = None
         self._waiting: set[asyncio.Future[Any]] = set()
         self._takers: dict[str, Callable[[int, spec.BasicProperties, bytes], None]] = {}
@@ -207,9 +207,7 @@ class Line:
         if not self.is_open:
             raise self.error(action)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        getattr(self._channel, method)(
-            callback=lambda frame: answer.done() or answer.set_result(frame.method), **options
-        )
+        getattr(self._channel, method)(callback=lambda frame: _answer(answer, frame.method), **options)
         return self.wait(answer, action)
 
     async def ask(self, method: str, action: str, **options: Any) -> Any:
@@ -344,6 +342,11 @@ def _parameters(address: Address, user: str, password: str, purpose: str) -> pik
 def _end(connection: _Connection) -> None:
     if not connection.is_closed and not connection.is_closing:
         connection.close()
+
+
+def _answer(waiting: asyncio.Future[Any], answer: Any) -> None:
+    if not waiting.done():
+        waiting.set_result(answer)
 
 
 def _nothing(*_: Any) -> None:

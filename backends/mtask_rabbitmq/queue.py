@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -182,7 +183,11 @@ class RabbitQueue:
         return Delivery(body=body, token=Token(lease, 0), deliveries=deliveries)
 
     def wake(self) -> None:
-        self.broker.soon(lambda: [event.set() for event in self._woken])
+        self.broker.soon(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for event in self._woken:
+            event.set()
 
     async def _ready_line(self) -> Line:
         """The channel, made anew if it was closed."""
@@ -370,17 +375,14 @@ class RabbitQueue:
     def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
-            try:
+            with suppress(BackendError):  # the connection is gone, and with it the channel
                 self.broker.call(self._end(), timeout_s=5)
-            except BackendError:
-                pass  # the connection is gone, and with it the channel
             self.broker.close()
 
     async def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for event in self._woken:
-            event.set()
+        self._wake_all()
         if self._line is not None:
             self._line.close()
 
