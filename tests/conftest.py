@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.servers.aws", "tests.servers.rabbitmq"]
+pytest_plugins = ["tests.servers.aws", "tests.servers.rabbitmq", "tests.servers.rabbitmq_long"]
 
 MEMORY = "/dev/shm"
 LEAST_FREE_BYTES = 1 << 30

@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
+from mtask_rabbitmq.doctor import diagnose
 from mtask_rabbitmq.queue import RabbitQueue
 from mtask_rabbitmq.topology import make_queue
 
-__all__ = ["RabbitQueue", "make_queue", "open_queue"]
+__all__ = ["RabbitQueue", "diagnose", "make_queue", "open_queue"]
 
 
 def open_queue(url: str) -> RabbitQueue:

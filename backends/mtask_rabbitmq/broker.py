@@ -118,9 +118,4 @@ class Broker:
         return found.message_count, found.consumer_count
 
     async def _end(self) -> None:
-        links = [link for link in self._links.values() if link.is_open]
-        for link in links:
-            link.close()
-        waits = [asyncio.shield(link.closed) for link in links]
-        if waits:
-            await asyncio.wait([asyncio.ensure_future(wait) for wait in waits], timeout=4)
+        await asyncio.gather(*(link.end() for link in self._links.values()))

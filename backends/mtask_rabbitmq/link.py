@@ -19,6 +19,7 @@ import pika
 from pika import spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
+from pika.exceptions import StreamLostError
 
 from mtask.errors import UnusableError
 from mtask_rabbitmq.address import Address
@@ -30,6 +31,7 @@ __all__ = ["OLDEST", "Line", "Link", "version_of"]
 OLDEST = (3, 10)
 """The first whose quorum queues have a time to live, and pass on what is over without losing it."""
 CONNECT_S = 10.0
+CLOSE_S = 2.0
 
 # Whoever wants pika's messages sets up logging; Python's last resort would print them to standard error.
 logging.getLogger("pika").addHandler(logging.NullHandler())
@@ -50,6 +52,10 @@ class _Channel(Channel):  # type: ignore[misc]
 class _Connection(AsyncioConnection):  # type: ignore[misc]
     def _create_channel(self, channel_number: int, on_open_callback: Any) -> Channel:
         return _Channel(self, channel_number, on_open_callback)
+
+    def abort(self) -> None:
+        """pika would wait for the broker's answer to its farewell."""
+        self._terminate_stream(StreamLostError("it was given up"))
 
 
 class Link:
@@ -106,7 +112,7 @@ class Link:
         try:
             link._check()
         except UnusableError:
-            link.close()
+            await link.end()
             raise
         return link
 
@@ -132,8 +138,19 @@ class Link:
             await line.ask("confirm_delivery", "confirms", ack_nack_callback=line.on_confirmed)
         return line
 
-    def close(self) -> None:
-        _end(self._connection)
+    async def end(self) -> None:
+        """Take leave of the broker, if it answers in time."""
+        if not self.closed.done():
+            _end(self._connection)
+            await asyncio.wait([self.closed], timeout=CLOSE_S)
+        if not self.closed.done():
+            self.abort()
+            await asyncio.wait([self.closed], timeout=CLOSE_S)
+
+    def abort(self) -> None:
+        """Without waiting for an answer; what wasn't sent yet is dropped."""
+        if not self.closed.done():
+            self._connection.abort()
 
     def _check(self) -> None:
         version = version_of(self.server)

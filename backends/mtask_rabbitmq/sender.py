@@ -85,7 +85,7 @@ class Sender:
         except TimeoutError:
             why = f"it is short of {link.blocked}" if link.blocked else "it doesn't answer"
             # What it hasn't taken yet shall not reach it later.
-            link.close()
+            link.abort()
             return UnavailableError(
                 f"the RabbitMQ broker at {address.server} confirmed no message for {CONFIRM_S:g} s: {why}"
             )

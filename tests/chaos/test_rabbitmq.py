@@ -1,75 +1,29 @@
-"""Workers and brokers that die over RabbitMQ, with SQLite as the table: commands, processes and brokers are the real ones.
-
-A task that runs for longer than the broker lets a message be held is started first of all, at a broker of its own, and
-looked at last.
-"""
+"""Workers and brokers that die over RabbitMQ, with SQLite as the table: commands, processes and brokers are the real ones."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from mtask.model import Delivery, State
+from mtask.model import State
 from mtask.settings import Urls
-from mtask.testing.samples import a_message
-from mtask_rabbitmq import RabbitQueue, make_queue, open_queue
+from mtask_rabbitmq import RabbitQueue, make_queue
+from mtask_rabbitmq.sender import Letter
 from tests.chaos.harness import Site, check, wait_for
 from tests.chaos.storm import ALL, Plan, Storm
-from tests.servers.rabbitmq import CONSUMER_TIMEOUT_S, PASSWORD, Broker
+from tests.servers.rabbitmq import Broker
+from tests.servers.rabbitmq_long import LongTask
 
 SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
-LONG_S = CONSUMER_TIMEOUT_S + 8.0
-"""Of the long task; the broker of the tests looks for what was held for too long once a second."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _password() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MTASK_AMQP_PASSWORD", PASSWORD)
-        yield
-
-
-class LongTask:
-    """Two workers, and one task that is running; and somebody who holds a message meanwhile."""
-
-    def __init__(self, folder: Path, server: Broker) -> None:
-        url = server.url()
-        make_queue(url)
-        self.site = Site(folder, Urls(url, f"sqlite:///{folder}/t.db"))
-        self.bag = self.site.submit("work", 1, lease_s=5, seconds=LONG_S)
-        for _ in range(2):
-            self.site.start_worker("-j", "1")
-        self.began_s = time.monotonic()
-        held_url = server.url(options="")  # nobody told it of the broker's timeout
-        make_queue(held_url)
-        self.queue: RabbitQueue = open_queue(held_url)
-        self.queue.send([a_message()])
-        (self.held,) = self.queue.receive(max_messages=1, lease_s=10_000, wait_s=10)
-
-    def extend(self) -> list[Delivery]:
-        """Those that are lost."""
-        extension = self.queue.extend([self.held], lease_s=10_000)
-        for _, self.held in extension.extended:
-            pass
-        return extension.lost
-
-    def close(self) -> None:
-        self.site.close()
-        self.queue.close()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def long_task(
-    _password: None, rabbitmq_server: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LongTask]:
-    with closing(LongTask(tmp_path_factory.mktemp("long"), rabbitmq_server)) as long_task:
-        yield long_task
+@pytest.fixture(autouse=True)
+def _meanwhile(long_task: LongTask) -> None:
+    """What takes a minute runs while the others do; tests/e2e/test_rabbitmq_long.py looks at it."""
 
 
 @pytest.fixture
@@ -105,9 +59,7 @@ def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> No
     assert list(site.manager.table.dead()) == []
 
 
-def test_a_broker_that_is_killed_and_started_again_loses_nothing(
-    site: Site, mortal_rabbitmq: Broker
-) -> None:
+def test_a_broker_that_is_killed_and_started_again_loses_nothing(site: Site, mortal_rabbitmq: Broker) -> None:
     bag = site.submit("work", 5000, lease_s=20, seconds=0.002)
     workers = [site.start_worker("-j", "2") for _ in range(2)]
     wait_for(lambda: bag.counts().done > 500, "the bag is under way", timeout_s=60)
@@ -133,7 +85,7 @@ def test_a_broker_that_is_killed_and_started_again_loses_nothing(
 
 def test_an_idle_worker_begins_at_once(site: Site) -> None:
     site.start_worker("-j", "1")
-    wait_for(lambda: any(each.state == "idle" for each in site.manager.table.workers()), "it is idle")
+    wait_for(lambda: list(site.manager.table.workers()), "it is there")
     bag = site.submit("work", 1, seconds=0)
     wait_for(bag.finished, "it has done it")
     (result,) = check(bag)
@@ -145,8 +97,6 @@ def test_an_idle_worker_begins_at_once(site: Site) -> None:
 def test_a_foreign_message_is_set_aside_once(site: Site) -> None:
     queue = site.manager.queue.main
     assert isinstance(queue, RabbitQueue)
-    from mtask_rabbitmq.sender import Letter
-
     queue.broker.call(queue.broker.send([Letter("", queue.name, b"\xff\x00hello")]))
     bag = site.submit("work", 3, seconds=0)
     site.start_worker("-j", "1")
@@ -169,25 +119,3 @@ def test_a_storm(tmp_path: Path, urls: Urls) -> None:
     finally:
         storm.site.close()
     assert wrongs == []
-
-
-def test_what_is_held_for_too_long_is_lost_and_the_broker_says_why(long_task: LongTask) -> None:
-    """That the broker does what the next test relies on."""
-    left_s = long_task.began_s + CONSUMER_TIMEOUT_S - time.monotonic()
-    wait_for(long_task.extend, "the channel is closed", timeout_s=max(0.0, left_s) + 30)
-    assert long_task.queue.limits.hold_s == CONSUMER_TIMEOUT_S
-
-
-def test_a_task_longer_than_the_consumer_timeout_runs_once(long_task: LongTask) -> None:
-    left_s = long_task.began_s + LONG_S - time.monotonic()
-    wait_for(long_task.bag.finished, "it has ended", timeout_s=max(0.0, left_s) + 30)
-    (result,) = check(long_task.bag)
-    assert (result.state, result.attempt) == (State.DONE, 1)
-    assert result.wall_s is None or result.wall_s > CONSUMER_TIMEOUT_S
-    assert len(long_task.site.begins()) == 1
-    (worker,) = {begin.worker for begin in long_task.site.begins()}
-    assert worker in {each.pid for each in long_task.site.workers}
-    said = "".join(each.said() for each in long_task.site.workers)
-    assert "lost" not in said, said
-
-

@@ -65,10 +65,14 @@ class RabbitFixtures:
     quiet_s = 0.3
     patience_s = 15.0
 
+    @pytest.fixture
+    def broker(self, rabbitmq: Broker) -> Broker:
+        return rabbitmq
+
     @pytest.fixture(autouse=True)
-    def _server(self, rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server, self.clock, self.delayed_until_s = rabbitmq, Clock(), 0.0
-        self.url = rabbitmq.url()
+    def _server(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server, self.clock, self.delayed_until_s = broker, Clock(), 0.0
+        self.url = broker.url()
         make_queue(self.url)
         init, send = RabbitQueue.__init__, RabbitQueue._send
 
@@ -121,6 +125,43 @@ class TestQueue(RabbitFixtures, QueueContract):
             assert (index_of(again), again.deliveries) == (1, 2)
 
 
+class TestLostConnections(RabbitFixtures, QueueSteps):
+    @pytest.fixture
+    def broker(self, mortal_rabbitmq: Broker) -> Broker:
+        return mortal_rabbitmq
+
+    def test_a_lost_connection_is_a_lost_lease(self, queue: RabbitQueue, other_queue: RabbitQueue) -> None:
+        queue.send(messages(2))
+        held = self.take(queue, 2)
+        self.cut(queue)
+        again = self.take(other_queue, 2)
+        assert [each.deliveries for each in again] == [2, 2]
+        queue.delete(held[:1])
+        queue.release(held[1:])
+        assert queue.extend(held, lease_s=10) == ([], held)
+        self.assert_nothing(queue)
+        assert len(other_queue.extend(again, lease_s=10).extended) == 2
+
+    def cut(self, queue: RabbitQueue) -> None:
+        """Have the broker close this queue's connections, as it does when it is stopped."""
+        self.server.control("close_all_connections", "--vhost", "/", "--global", "by the test")
+        self.eventually(lambda: not any(link.is_open for link in queue.broker._links.values()))
+
+    def test_after_a_lost_connection_all_goes_on(self, queue: RabbitQueue) -> None:
+        queue.send([a_message(0)])
+        self.cut(queue)
+        queue.send([a_message(1)])
+        assert sorted(index_of(each) for each in self.take(queue, 2)) == [0, 1]
+        assert queue.depth().ready == 0
+
+    def test_a_receive_that_waits_says_that_the_connection_is_lost(self, queue: RabbitQueue) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(queue.receive, max_messages=1, lease_s=10, wait_s=20)
+            self.eventually(lambda: bool(queue._woken))
+            self.cut(queue)
+            assert "broke off" in str(waits.exception(10))
+
+
 class TestWhatIsRabbitmqAlone(RabbitFixtures, QueueSteps):
     def test_leases_end_by_themselves(self, queue: RabbitQueue, other_queue: RabbitQueue) -> None:
         """By the real clock."""
@@ -159,37 +200,6 @@ class TestWhatIsRabbitmqAlone(RabbitFixtures, QueueSteps):
         sender.join()
         assert sorted(map(index_of, taken)) == list(range(count))
         assert {each.deliveries for each in taken} == {1}
-
-    def test_a_lost_connection_is_a_lost_lease(self, queue: RabbitQueue, other_queue: RabbitQueue) -> None:
-        queue.send(messages(2))
-        held = self.take(queue, 2)
-        self.cut(queue)
-        again = self.take(other_queue, 2)
-        assert [each.deliveries for each in again] == [2, 2]
-        queue.delete(held[:1])
-        queue.release(held[1:])
-        assert queue.extend(held, lease_s=10) == ([], held)
-        self.assert_nothing(queue)
-        assert len(other_queue.extend(again, lease_s=10).extended) == 2
-
-    def cut(self, queue: RabbitQueue) -> None:
-        """Have the broker close this queue's connections, as it does when it is stopped."""
-        self.server.control("close_all_connections", "--vhost", "/", "--global", "by the test")
-        self.eventually(lambda: not any(link.is_open for link in queue.broker._links.values()))
-
-    def test_after_a_lost_connection_all_goes_on(self, queue: RabbitQueue) -> None:
-        queue.send([a_message(0)])
-        self.cut(queue)
-        queue.send([a_message(1)])
-        assert sorted(index_of(each) for each in self.take(queue, 2)) == [0, 1]
-        assert queue.depth().ready == 0
-
-    def test_a_receive_that_waits_says_that_the_connection_is_lost(self, queue: RabbitQueue) -> None:
-        with ThreadPoolExecutor(1) as pool:
-            waits = pool.submit(queue.receive, max_messages=1, lease_s=10, wait_s=20)
-            self.eventually(lambda: bool(queue._woken))
-            self.cut(queue)
-            assert "broke off" in str(waits.exception(10))
 
     def test_a_delivery_held_for_too_long_is_lost_and_the_limit_is_learned(self, rabbitmq: Broker) -> None:
         """The broker says it when it closes the channel; it is 60 s there, so here the channel is closed in its words."""
@@ -422,5 +432,5 @@ def _held(queue: RabbitQueue) -> int:
 
 def test_the_queue_is_like_its_model(rabbitmq: Broker) -> None:
     QueueMachine.run(
-        lambda: Harness(rabbitmq), settings(SETTINGS, max_examples=30, stateful_step_count=30, phases=PHASES)
+        lambda: Harness(rabbitmq), settings(SETTINGS, max_examples=12, stateful_step_count=25, phases=PHASES)
     )

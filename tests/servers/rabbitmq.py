@@ -1,6 +1,7 @@
 """RabbitMQ brokers of tests, as Debian packages them: each a node of its own, with its data in a temporary folder.
 
-`rabbitmq` is for the whole session: name what you make as nobody else does. `mortal_rabbitmq` may be killed.
+Both are for the whole session: name what you make as nobody else does. `mortal_rabbitmq` may be killed, `rabbitmq` may
+not: something runs there for a minute (tests/servers/rabbitmq_long.py).
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def rabbitmq(rabbitmq_server: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker
     return rabbitmq_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mortal_rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with broker(tmp_path_factory.mktemp("mortal")) as found:
         yield found
