@@ -1,8 +1,13 @@
-"""Workers and brokers that die over RabbitMQ, with SQLite as the table: commands, processes and brokers are the real ones."""
+"""Workers and brokers that die over RabbitMQ, with SQLite as the table: commands, processes and brokers are the real ones.
+
+A task that runs for longer than the broker lets a message be held is started first of all, at a broker of its own, and
+looked at last.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +20,15 @@ from mtask_rabbitmq import RabbitQueue, make_queue
 from mtask_rabbitmq.sender import Letter
 from tests.chaos.harness import Site, check, wait_for
 from tests.chaos.storm import ALL, Plan, Storm
-from tests.servers.rabbitmq import Broker
-from tests.servers.rabbitmq_long import LongTask
+from tests.servers.rabbitmq import CONSUMER_TIMEOUT_S, Broker
+from tests.servers.rabbitmq_long import LONG_S, LongTask
 
 SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 
 
 @pytest.fixture(autouse=True)
 def _meanwhile(long_task: LongTask) -> None:
-    """What takes a minute runs while the others do; tests/e2e/test_rabbitmq_long.py looks at it."""
+    """What takes a minute runs while the others do; the last two tests look at it."""
 
 
 @pytest.fixture
@@ -119,3 +124,24 @@ def test_a_storm(tmp_path: Path, urls: Urls) -> None:
     finally:
         storm.site.close()
     assert wrongs == []
+
+
+def test_what_is_held_for_too_long_is_lost_and_the_broker_says_why(long_task: LongTask) -> None:
+    """That the broker does what the next test relies on; and heartbeats of 5 s were answered all the time, by nobody who
+    was asked for anything."""
+    left_s = long_task.began_s + CONSUMER_TIMEOUT_S - time.monotonic()
+    wait_for(long_task.extend, "the channel is closed", timeout_s=max(0.0, left_s) + 30)
+    assert long_task.queue.limits.hold_s == CONSUMER_TIMEOUT_S
+
+
+def test_a_task_longer_than_the_consumer_timeout_runs_once(long_task: LongTask) -> None:
+    left_s = long_task.began_s + LONG_S - time.monotonic()
+    wait_for(long_task.bag.finished, "it has ended", timeout_s=max(0.0, left_s) + 30)
+    (result,) = check(long_task.bag)
+    assert (result.state, result.attempt) == (State.DONE, 1)
+    assert result.wall_s is None or result.wall_s > CONSUMER_TIMEOUT_S
+    assert len(long_task.site.begins()) == 1
+    (worker,) = {begin.worker for begin in long_task.site.begins()}
+    assert worker in {each.pid for each in long_task.site.workers}
+    said = "".join(each.said() for each in long_task.site.workers)
+    assert "lost" not in said, said

@@ -65,14 +65,10 @@ class RabbitFixtures:
     quiet_s = 0.3
     patience_s = 15.0
 
-    @pytest.fixture
-    def broker(self, rabbitmq: Broker) -> Broker:
-        return rabbitmq
-
     @pytest.fixture(autouse=True)
-    def _server(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server, self.clock, self.delayed_until_s = broker, Clock(), 0.0
-        self.url = broker.url()
+    def _server(self, rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server, self.clock, self.delayed_until_s = rabbitmq, Clock(), 0.0
+        self.url = rabbitmq.url()
         make_queue(self.url)
         init, send = RabbitQueue.__init__, RabbitQueue._send
 
@@ -126,10 +122,6 @@ class TestQueue(RabbitFixtures, QueueContract):
 
 
 class TestLostConnections(RabbitFixtures, QueueSteps):
-    @pytest.fixture
-    def broker(self, mortal_rabbitmq: Broker) -> Broker:
-        return mortal_rabbitmq
-
     def test_a_lost_connection_is_a_lost_lease(self, queue: RabbitQueue, other_queue: RabbitQueue) -> None:
         queue.send(messages(2))
         held = self.take(queue, 2)

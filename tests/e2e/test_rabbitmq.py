@@ -219,15 +219,15 @@ def test_a_broker_that_answers_no_more(
 
 
 def test_a_broker_without_memory_takes_no_messages_but_goes_on_otherwise(
-    mortal_rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch
+    rabbitmq: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = mortal_rabbitmq.url()
+    url = rabbitmq.url()
     make_queue(url)
     with closing(open_queue(url)) as queue:
         queue.send([a_message(1), a_message(2)])
         (held,) = queue.receive(max_messages=1, lease_s=100, wait_s=5)
         monkeypatch.setattr("mtask_rabbitmq.sender.CONFIRM_S", 2.0)
-        mortal_rabbitmq.control("set_vm_memory_high_watermark", "0.000001")
+        rabbitmq.control("set_vm_memory_high_watermark", "0.000001")
         try:
             deadline = time.monotonic() + 20
             with pytest.raises(UnavailableError, match="it is short of"):
@@ -237,7 +237,7 @@ def test_a_broker_without_memory_takes_no_messages_but_goes_on_otherwise(
             queue.delete([held])
             assert queue.receive(max_messages=1, lease_s=100, wait_s=5)
         finally:
-            mortal_rabbitmq.control("set_vm_memory_high_watermark", "0.4")
+            rabbitmq.control("set_vm_memory_high_watermark", "0.4")
         monkeypatch.setattr("mtask_rabbitmq.sender.CONFIRM_S", 30.0)
         queue.send([a_message(4)])
 

@@ -1,7 +1,7 @@
 """RabbitMQ brokers of tests, as Debian packages them: each a node of its own, with its data in a temporary folder.
 
-Both are for the whole session: name what you make as nobody else does. `mortal_rabbitmq` may be killed, `rabbitmq` may
-not: something runs there for a minute (tests/servers/rabbitmq_long.py).
+Both are for the whole session: name what you make as nobody else does. `mortal_rabbitmq` may be killed, while something runs
+at the other one for a minute (tests/servers/rabbitmq_long.py).
 """
 
 from __future__ import annotations
