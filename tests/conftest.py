@@ -12,7 +12,13 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.servers.aws", "tests.servers.rabbitmq", "tests.servers.rabbitmq_long"]
+pytest_plugins = [
+    "tests.servers.aws",
+    "tests.servers.condor",
+    "tests.servers.pipelines",
+    "tests.servers.rabbitmq",
+    "tests.servers.rabbitmq_long",
+]
 
 MEMORY = "/dev/shm"
 LEAST_FREE_BYTES = 1 << 30
