@@ -50,6 +50,7 @@ MADE, THERE, CHANGED = "made", "was there", "changed"
 
 BUILTIN = {
     "amqp": ("mtask_rabbitmq", "rabbitmq"),
+    "amqps": ("mtask_rabbitmq", "rabbitmq"),
     "azureq": ("mtask_azure", "azure"),
     "azuretable": ("mtask_azure", "azure"),
     "condor": ("mtask_condor", "condor"),

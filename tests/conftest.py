@@ -17,6 +17,8 @@ pytest_plugins = [
     "tests.servers.condor",
     "tests.servers.pipelines",
     "tests.servers.postgres",
+    "tests.servers.rabbitmq",
+    "tests.servers.rabbitmq_long",
 ]
 
 MEMORY = "/dev/shm"

@@ -44,7 +44,8 @@ LANES = st.sampled_from(NAMES)
 
 
 class QueueHarness(Protocol):
-    """A new, empty queue whose clock can be moved."""
+    """A new, empty queue whose clock can be moved. If it has `ends_with_client = True`, the leases of a client are over
+    when it is closed."""
 
     late_settles: bool
     """Do `delete` and `release` count when the lease is over, but nobody else has the message?"""
@@ -68,6 +69,8 @@ class _Copy:
     visible_at: float
     holder: Delivery | None = None
     deliveries: int = 0
+    client: int | None = None
+    """Who received it last."""
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -102,6 +105,10 @@ class QueueMachine(RuleBasedStateMachine):
     def close(self, client: int) -> None:
         for queue in self.queues[client].values():
             queue.close()
+        if getattr(self.harness, "ends_with_client", False):
+            for copy in self.model.values():
+                if copy.client == client:
+                    copy.visible_at, copy.holder, copy.client = min(copy.visible_at, self.now), None, None
 
     def by_lane(self, client: int, some: list[Delivery]) -> Iterator[tuple[Queue, list[Delivery]]]:
         for name, queue in self.queues[client].items():
@@ -134,6 +141,7 @@ class QueueMachine(RuleBasedStateMachine):
         for index, delivery in zip(indexes, taken, strict=True):
             copy = self.model[index]
             copy.visible_at, copy.holder, copy.deliveries = self.now + lease_s, delivery, copy.deliveries + 1
+            copy.client = client
             if queue.limits.counts_deliveries:
                 assert delivery.deliveries == copy.deliveries
         return multiple(*taken)
@@ -168,7 +176,7 @@ class QueueMachine(RuleBasedStateMachine):
         for delivery in some:
             copy = self.held_by(delivery, settling=self.harness.late_settles)
             if copy is not None:
-                copy.visible_at, copy.holder = self.now + delay_s, None
+                copy.visible_at, copy.holder, copy.client = self.now + delay_s, None, None
                 copy.deliveries -= not self.queues[client][copy.lane].limits.counts_releases
 
     @rule(client=CLIENTS)
