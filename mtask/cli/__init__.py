@@ -16,6 +16,7 @@ VERBS = {
     "run": "run",
     "submit": "run",
     "worker": "work",
+    "fleet": "fleet",
     "status": "status",
     "results": "results",
     "retry": "manage",

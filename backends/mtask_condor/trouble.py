@@ -1,0 +1,95 @@
+"""Why pilots of a fleet don't work."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtask.fleet import FleetSpec
+from mtask.requirements import size_text
+from mtask_condor.schedd import Schedd
+
+__all__ = ["offers", "troubles"]
+
+MOST_REASONS = 5
+_WHOLE = ("Cpus", "Memory", "Disk", "GPUs")
+
+
+def troubles(schedd: Schedd, constraint: str, folder: Path, spec: FleetSpec) -> Iterator[str]:
+    """Raises BackendError when the schedd doesn't answer."""
+    yield from _held(schedd.ads(f"({constraint}) && JobStatus == 5", ["HoldReason"]), folder)
+    waiting = schedd.ads(f"({constraint}) && JobStatus == 1")
+    if waiting:
+        yield from _unmatched(waiting, schedd.machines(), spec)
+
+
+def _held(ads: Sequence[Any], folder: Path) -> Iterator[str]:
+    groups = defaultdict[tuple[str, str], list[str]](list)
+    for ad in ads:
+        name = f"{ad['ClusterId']}.{ad['ProcId']}"
+        why = str(ad.get("HoldReason", "for no reason that is known")).rstrip(". ")
+        groups[why, _said(folder / "errors" / name)].append(name)
+    for (why, said), names in sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_REASONS]:
+        pilots = f"{names[0]} is held" if len(names) == 1 else f"{len(names):,} are held (as {names[0]})"
+        yield f"worker {pilots}: {why}{said}. When that is mended, `mtask fleet up` with the same options starts it again"
+
+
+def _said(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f"; it said: {lines[-1][:500]}" if lines else ""
+
+
+def _unmatched(waiting: Sequence[Any], machines: Sequence[Any], spec: FleetSpec) -> Iterator[str]:
+    """Only what no machine could run, even if it were free."""
+    if not machines:
+        yield f"{len(waiting):,} workers wait, and the pool has no machine at all (`condor_status`)"
+        return
+    whole = [_when_free(machine) for machine in machines]
+    # `matches` is the other way round: it evaluates the requirements of its argument.
+    unfit = [ad for ad in waiting if not any(machine.matches(ad) for machine in whole)]
+    if not unfit:
+        return
+    wait = "1 worker waits" if len(unfit) == 1 else f"{len(unfit):,} workers wait"
+    yield f"{wait} in vain: no machine of the pool has {_needs(unfit[0], spec)}; {offers(machines)}"
+
+
+def _when_free(machine: Any) -> Any:
+    for name in _WHOLE:
+        if f"TotalSlot{name}" in machine:
+            machine[name] = machine[f"TotalSlot{name}"]
+    return machine
+
+
+def _needs(ad: Any, spec: FleetSpec) -> str:
+    def of(name: str) -> int:
+        value = ad.eval(f"Request{name}") if f"Request{name}" in ad else 0
+        return int(value) if isinstance(value, int | float) else 0
+
+    text = f"cpus={of('Cpus')} memory={size_text(of('Memory') * 2**20)} disk={size_text(of('Disk') * 1024)}"
+    text += f" gpus={of('GPUs')}" if of("GPUs") else ""
+    return text + (f" and {spec.require}" if spec.require else "")
+
+
+def offers(machines: Sequence[Any]) -> str:
+    """The most that there is, for people."""
+
+    def most(name: str) -> int:
+        return max(int(machine.get(f"TotalSlot{name}", 0)) for machine in machines)
+
+    tags = sorted({tag for m in machines for tag in re.split(r"[\s,]+", str(m.get("MtaskTags", ""))) if tag})
+    which = (
+        f"the most that one of its {len(machines):,} offers is"
+        if len(machines) > 1
+        else "its only one offers"
+    )
+    gpus = f"gpus={most('GPUs')}" if most("GPUs") else "no GPU"
+    return (
+        f"{which} cpus={most('Cpus')}, memory={size_text(most('Memory') * 2**20)}, "
+        f"disk={size_text(most('Disk') * 1024)}, {gpus}, {'tags ' + ','.join(tags) if tags else 'no tag'}"
+    )
