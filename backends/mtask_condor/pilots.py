@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from mtask.fleet import FleetSpec
-from mtask_condor.schedd import quoted
+from mtask_condor import schedd
 
 __all__ = [
     "HELD",
@@ -127,10 +127,10 @@ def pilot_jobs(folder: Path, spec: FleetSpec, settings: str, python: str, count:
         f"time() - EnteredCurrentStatus > {TRY_AGAIN_S}",
         "requirements": spec.require,
         "request_cpus": math.ceil(spec.cpus),
-        "My.MtaskFleet": quoted(spec.name),
-        "My.MtaskFleetFolder": quoted(str(folder)),
+        "My.MtaskFleet": _string(spec.name),
+        "My.MtaskFleetFolder": _string(str(folder)),
         "My.MtaskSteady": steady,
-        "My.MtaskSettings": quoted(settings),
+        "My.MtaskSettings": _string(settings),
     }
     if spec.max_runtime_s is not None:
         late_s = math.ceil(spec.max_runtime_s + spec.grace_s) + OVERDUE_S
@@ -165,8 +165,8 @@ def keeper_job(place: str, folder: Path, spec: FleetSpec, python: str, environme
         "on_exit_remove": "ExitBySignal =?= False && ExitCode =?= 0",
         "on_exit_hold": "ExitBySignal =?= False && ExitCode =!= 0",
         "on_exit_hold_reason": 'strcat("the keeper ended with status ", ExitCode)',
-        "My.MtaskFleet": quoted(spec.name),
-        "My.MtaskFleetKeeper": quoted(str(folder)),
+        "My.MtaskFleet": _string(spec.name),
+        "My.MtaskFleetKeeper": _string(str(folder)),
     }
     return _text(commands, 1)
 
@@ -201,6 +201,11 @@ def _usual(python: str) -> list[str]:
 def _text(commands: dict[str, object], count: int) -> str:
     lines = [f"{name} = {value}" for name, value in commands.items() if value != ""]
     return "\n".join([*lines, f"queue {count}"])
+
+
+def _string(text: str) -> str:
+    """As a string of ClassAds."""
+    return _plain(schedd.quoted(text))
 
 
 def _plain(text: str) -> str:

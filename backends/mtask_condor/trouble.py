@@ -27,14 +27,23 @@ def troubles(schedd: Schedd, constraint: str, folder: Path, spec: FleetSpec) -> 
 
 
 def _held(ads: Sequence[Any], folder: Path) -> Iterator[str]:
-    groups = defaultdict[tuple[str, str], list[str]](list)
+    groups = defaultdict[tuple[str, str], list[tuple[str, str]]](list)
     for ad in ads:
         name = f"{ad['ClusterId']}.{ad['ProcId']}"
         why = str(ad.get("HoldReason", "for no reason that is known")).rstrip(". ")
-        groups[why, _said(folder / "errors" / name)].append(name)
-    for (why, said), names in sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_REASONS]:
-        pilots = f"{names[0]} is held" if len(names) == 1 else f"{len(names):,} are held (as {names[0]})"
-        yield f"worker {pilots}: {why}{said}. When that is mended, `mtask fleet up` with the same options starts it again"
+        said = _said(folder / "errors" / name)
+        groups[_alike(why), _alike(said)].append((name, why + said))
+    for group in sorted(groups.values(), key=len, reverse=True)[:MOST_REASONS]:
+        name, text = group[0]
+        workers = (
+            f"worker {name} is held" if len(group) == 1 else f"{len(group):,} workers are held (as {name})"
+        )
+        again = "starts it again" if len(group) == 1 else "starts them again"
+        yield f"{workers}: {text}. When that is mended, `mtask fleet up` with the same options {again}"
+
+
+def _alike(text: str) -> str:
+    return re.sub(r"\d+", "#", text)
 
 
 def _said(path: Path) -> str:

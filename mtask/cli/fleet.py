@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,10 +118,10 @@ def up(
     except ValueError as error:
         raise UsageError(str(error)) from None
     _warn(urls)
-    with tempfile.TemporaryDirectory(prefix="mtask-ship-") as scratch:
+    environment = _environment(urls, names)
+    with _place_noted(folder, place), tempfile.TemporaryDirectory(prefix="mtask-ship-") as scratch:
         code = _packed(Path(scratch, "code.tar.gz"), urls, place) if ship else None
-        opened.up(spec, _environment(urls, names), code)
-    (folder / PLACE_FILE).write_text(place)
+        opened.up(spec, environment, code)
     click.echo(_line(opened.status()))
     click.echo("`mtask fleet status` shows how it stands, `mtask fleet down` ends it", err=True)
     return 0
@@ -174,6 +175,34 @@ def _open(name: str) -> Fleet:
         there = f"; there are {', '.join(others)}" if others else "; `mtask fleet up` starts one"
         raise UsageError(f"there is no fleet {name!r} in {os.getcwd()}{there}") from None
     return open_fleet(place, folder)
+
+
+@contextmanager
+def _place_noted(folder: Path, place: str) -> Iterator[None]:
+    """Where the fleet is, for `status` and `down`; from before it is there, since this process may be killed.
+
+    Raises UsageError if it is somewhere else.
+    """
+    from mtask.errors import UnusableError, UsageError
+
+    file = folder / PLACE_FILE
+    before = file.read_text() if file.exists() else place
+    if before != place:
+        raise UsageError(
+            f"the fleet {folder.name!r} is on {before}: end it with `mtask fleet down` and remove {folder}, or take "
+            "another --name"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(place)
+    except OSError as error:
+        raise UnusableError(f"{file} can't be written: {error.strerror}; work in another folder") from None
+    try:
+        yield
+    except UsageError:
+        if not (folder / "fleet.json").exists():
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _line(found: FleetStatus) -> str:

@@ -179,8 +179,8 @@ def kill_all(pool: CondorPool) -> Callable[[], subprocess.Popen[bytes]]:
         user: dict[str, Any] = {}
         if os.getuid() == 0:
             user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        output = (pool.folder / "master.out").open("ab")
-        return subprocess.Popen(args, env=environment, stdout=output, stderr=output, **user)
+        with (pool.folder / "master.out").open("ab") as output:
+            return subprocess.Popen(args, env=environment, stdout=output, stderr=output, **user)
 
     return start
 
@@ -207,9 +207,6 @@ def test_workers_that_are_killed_with_their_pool_come_again(
     camp.up("--workers", "3")
     bag = camp.submit("marked", 60, folder=str(camp.marks), seconds=0.3)
     wait_until(lambda: len(camp.begun()) > 6, "they work", LONG_S)
-    own_pool.kill("condor_startd")
-    here = len(camp.begun())
-    wait_until(lambda: len(camp.begun()) > here + 9, "they work again", LONG_S)
     restart = kill_all(own_pool)
     done = bag.counts().done
     assert done < 60, "killed in the middle"
@@ -223,7 +220,7 @@ def test_workers_that_are_killed_with_their_pool_come_again(
         master.wait(30)
     assert [result.value for result in results] == [2 * x for x in range(60)]
     workers = {line for path in camp.marks.iterdir() for line in path.read_text().split()}
-    assert len(workers) >= 6, "others than before"
+    assert len(workers) > 3, "others than before"
 
 
 def test_no_secret_is_in_the_job_or_in_a_command(camp: Camp) -> None:
@@ -282,7 +279,8 @@ def test_a_node_without_python_is_named_and_mended(camp: Camp) -> None:
     camp.up("--workers", "2", "--python", str(broken))
     wait_until(lambda: camp.status()["held"] == 2, "they are held", LONG_S)
     (trouble,) = camp.status()["troubles"]
-    assert "no Python that fits on " in trouble
+    assert trouble.startswith("2 workers are held (as ")
+    assert ": no Python that fits on " in trouble
     assert "python-of-old is CPython-3.6-x86_64, too old: mtask needs Python 3.11" in trouble
     assert len(camp.pilots()) == 2, "no others come to the same end"
     camp.up("--workers", "2")
@@ -346,10 +344,10 @@ def test_the_keeper_is_killed_and_removed(camp: Camp) -> None:
 
 
 def test_a_worker_lives_no_longer_than_it_may(camp: Camp) -> None:
-    bag = camp.submit("marked", 40, folder=str(camp.marks), seconds=0.2)
-    camp.up("--workers", "1", "--max-runtime", "3s")
+    bag = camp.submit("marked", 24, folder=str(camp.marks), seconds=0.2)
+    camp.up("--workers", "1", "--max-runtime", "2s")
     camp.finish(bag)
     begun = Counter(line for path in camp.marks.iterdir() for line in path.read_text().split())
     assert len(begun) > 1
-    assert max(begun.values()) <= 16
-    assert sum(begun.values()) == 40, "to drain costs nothing"
+    assert max(begun.values()) <= 11
+    assert sum(begun.values()) == 24, "to drain costs nothing"
