@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mtask.costs import Bill, Cost, cost_of, prices_of, used_by
-from mtask.errors import BagNotFoundError, UsageError
+from mtask.errors import BagNotFoundError, UnavailableError, UsageError
 from mtask.lanes import Lanes
 from mtask.meter import Prices
 from mtask.model import Bag, BagState, Counts, Result, Spec, State, Task, WorkerStatus
-from mtask.queue import Queue
+from mtask.queue import HandsOut, Queue, Standing
 from mtask.registry import open_queue, open_table
 from mtask.settings import Urls, find_urls
 from mtask.table import Table
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["BagHandle", "Manager", "connect"]
 
 POLL_S = (0.005, 1.0)
+COLLECT_S = 0.5
+"""What is sent again while results are collected goes together: not more often than so."""
 POLL_GROWTH = 0.003
 """`wait` asks the table again after this part of the time that it has waited, between those."""
 
@@ -59,6 +61,10 @@ class Manager:
         """`place`: where they are, for people; `urls`: from where they were opened, which tells what they cost."""
         self.queue, self.table, self.place = Lanes.over(queue), table, place
         self._urls = urls
+        main = self.queue.main
+        self._hands_out = main if isinstance(main, HandsOut) else None
+        if self._hands_out is not None:
+            self._hands_out.attach(table, urls.table if urls else None)
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +120,8 @@ class Manager:
         source, wish = _source(tasks, columns)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
         self._check_keep(spec)
+        if self._hands_out is not None:
+            self._hands_out.check(spec)
         prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
             if on_checked is not None:
@@ -124,9 +132,36 @@ class Manager:
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+                self.flush()
         finally:
             prepared.spool.close()
         return BagHandle(self, claimed.name)
+
+    @property
+    def hands_out(self) -> bool:
+        """Does the queue's vendor run the messages itself, without workers of ours?"""
+        return self._hands_out is not None
+
+    def flush(self) -> None:
+        """Where the vendor runs the messages itself: all that was sent is with it when this returns."""
+        if self._hands_out is not None:
+            self._hands_out.flush()
+
+    def collect(self) -> int:
+        """Where the vendor runs the messages itself (HTCondor): record what has come back; how many rows.
+
+        Elsewhere workers record by themselves, and there is nothing to collect.
+        """
+        return self._hands_out.collect() if self._hands_out is not None else 0
+
+    def standing(self, name: str) -> Standing | None:
+        """How the bag's messages stand with a vendor who runs them itself; None: workers do."""
+        return self._hands_out.standing(self.info(name)) if self._hands_out is not None else None
+
+    def cancel(self, name: str) -> None:
+        self.table.update_bag(name, state=BagState.CANCELLED)
+        if self._hands_out is not None:
+            self._hands_out.cancelled(self.info(name))
 
     def _check_keep(self, spec: Spec) -> None:
         """Raises UsageError for results that are to expire in a table where they can't."""
@@ -166,6 +201,7 @@ class BagHandle:
 
     def __init__(self, manager: Manager, name: str) -> None:
         self._manager, self.name = manager, name
+        self._complaint = ""
         self._poll_s: float = getattr(manager.table, "poll_s", 0.0)
         self._counted: tuple[float, Counts] | None = None
         self._unfinished_s = -math.inf
@@ -181,6 +217,10 @@ class BagHandle:
 
     def counts(self) -> Counts:
         return self._manager.table.counts(self.name)
+
+    def standing(self) -> Standing | None:
+        """How its messages stand with a vendor who runs them itself (HTCondor); None: workers do."""
+        return self._manager.standing(self.name)
 
     def cost(self, workers: Iterable[WorkerStatus] | None = None) -> Cost | None:
         """What it has used so far of vendors who bill by use, and the price; None: nothing (as on SQLite).
@@ -214,7 +254,7 @@ class BagHandle:
         return False
 
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
-        """Return when the bag is finished. Workers elsewhere do the work.
+        """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
 
         With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
         """
@@ -222,13 +262,24 @@ class BagHandle:
 
         with Progress(self, shown=progress) as bar:
             began_s = time.monotonic()
-            while not self.finished():
+            while self._collected(bar.say) or not self.finished():
                 waited_s = time.monotonic() - began_s
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
                 bar.update()
-                time.sleep(min(max(POLL_S[0], POLL_GROWTH * waited_s), POLL_S[1]))
+                least_s = COLLECT_S if self._manager.hands_out else POLL_S[0]
+                time.sleep(min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1]))
         return self.counts()
+
+    def _collected(self, say: Callable[[str], None]) -> int:
+        """As `Manager.collect`; what a schedd that is away for a while keeps from being sent goes later."""
+        try:
+            return self._manager.collect()
+        except UnavailableError as error:
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                say(f"mtask: {error}")
+            return 0
 
     def results(
         self, *, states: Collection[State] | None = None, indexes: Collection[int] | None = None
@@ -273,7 +324,9 @@ class BagHandle:
         info = self.info
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
-            return retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            manager.flush()
+        return sent
 
     def repair(self) -> int:
         """Send every task again that has no row, as after the loss of a queue; returns how many.
@@ -290,13 +343,16 @@ class BagHandle:
                 else ("is not completely submitted; the same submit again goes on with it")
             )
             raise UsageError(f"the bag {self.name!r} {how}")
+        self._manager.collect()
         with Bill(self._manager.queue, self._manager.table) as bill:
             bill.uid = info.uid
-            return repair(self._manager.queue, self._manager.table, info)
+            sent = repair(self._manager.queue, self._manager.table, info)
+            self._manager.flush()
+        return sent
 
     def cancel(self) -> None:
         """Run nothing more of this bag; workers stop what they run of it within seconds."""
-        self._manager.table.update_bag(self.name, state=BagState.CANCELLED)
+        self._manager.cancel(self.name)
 
 
 def make_spec(

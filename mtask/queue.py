@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from mtask.errors import SendError
-from mtask.model import DeadMessage, Delivery, Message
+from mtask.model import Bag, DeadMessage, Delivery, Message, Spec
 
-__all__ = ["Depth", "Extension", "KeepsDead", "Queue", "QueueLimits", "send_all"]
+if TYPE_CHECKING:
+    from mtask.table import Table
+
+__all__ = [
+    "Depth",
+    "Extension",
+    "HandsOut",
+    "KeepsDead",
+    "Queue",
+    "QueueLimits",
+    "Standing",
+    "send_all",
+]
 
 
 class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +53,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
     knows_depth: bool = True
     workers_send: bool = True
     """Can a worker send? (Not on an execute node of HTCondor.) If not, it neither splits nor retries."""
+    pulled: bool = True
+    """Can a worker receive? If not, the vendor starts a process for each message: see `HandsOut`."""
 
 
 class Depth(NamedTuple):
@@ -125,6 +139,47 @@ class KeepsDead(Protocol):
     def dead(self) -> Iterator[DeadMessage]:
         """What it has taken out of this queue and its lanes, oldest first; it stays where it is."""
         ...
+
+
+class Standing(NamedTuple):
+    """How the messages of a bag stand with a vendor who runs them."""
+
+    text: str
+    """For people: what they do just now."""
+    troubles: tuple[str, ...]
+    """Why some of them will not be run, each with what to do about it."""
+
+
+@runtime_checkable
+class HandsOut(Protocol):
+    """A queue whose vendor hands each message to a process that it starts, as a batch system does (optional).
+
+    That process may reach neither the table nor the queue: what it has to say comes back to this side. All methods
+    raise BackendError.
+    """
+
+    def attach(self, table: Table, url: str | None) -> None:
+        """The table that goes with the queue, and from where it was opened. Called once, before all else."""
+        ...
+
+    def check(self, spec: Spec) -> None:
+        """Raises UsageError for a bag that can't be run this way."""
+        ...
+
+    def flush(self) -> None:
+        """All that was sent is with the vendor when this returns."""
+        ...
+
+    def collect(self) -> int:
+        """Record what has come back, and send what is to be tried again; how many rows. Any process may, at any
+        time, and may be killed at any time."""
+        ...
+
+    def cancelled(self, bag: Bag) -> None:
+        """Take the bag's messages away from the vendor."""
+        ...
+
+    def standing(self, bag: Bag) -> Standing: ...
 
 
 def send_all(queue: Queue, messages: Sequence[Message], *, delay_s: float = 0, tries: int = 5) -> None:

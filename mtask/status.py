@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mtask.costs import Cost
+from mtask.errors import BackendError
 from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStatus
 from mtask.table import Table
 
@@ -67,7 +68,9 @@ class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost | None = None
     """What the bag has used so far; None: nothing that anybody bills, or it wasn't asked for."""
     unserved: tuple[str, ...] = ()
-    """What none of the workers can do, of what its tasks need."""
+    """What none of the workers can do, of what its tasks need; or why HTCondor doesn't run some of them."""
+    elsewhere: str = ""
+    """What its messages do just now, where the queue's vendor runs them and not a worker."""
 
     @property
     def finished(self) -> bool:
@@ -107,6 +110,9 @@ def status_of(table: Table, bag: BagHandle, *, failures: bool = True, cost: bool
     groups: list[FailureGroup] = []
     if failures and counts.failed + counts.expired:
         groups = group_failures(bag.results(states=(State.FAILED, State.EXPIRED)))
+    elsewhere, waits = _elsewhere(bag) if counts.left and info.state in RUNNING else ("", ())
+    if not elsewhere and counts.left and info.state in RUNNING:
+        waits = tuple(unserved(info, workers))
     return BagStatus(
         bag=info.name,
         state=info.state,
@@ -121,8 +127,18 @@ def status_of(table: Table, bag: BagHandle, *, failures: bool = True, cost: bool
         failures=tuple(groups),
         workers=workers,
         cost=bag.cost(known) if cost else None,
-        unserved=tuple(unserved(info, workers)) if counts.left and info.state in RUNNING else (),
+        unserved=waits,
+        elsewhere=elsewhere,
     )
+
+
+def _elsewhere(bag: BagHandle) -> tuple[str, tuple[str, ...]]:
+    """What a vendor who runs the messages itself says of them; empty: it is workers who do."""
+    try:
+        standing = bag.standing()
+    except BackendError as error:
+        return "how its jobs stand isn't known", (str(error),)
+    return (standing.text, standing.troubles) if standing is not None else ("", ())
 
 
 def unserved(bag: Bag, workers: Sequence[WorkerStatus]) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.servers.aws", "tests.servers.condor"]
+pytest_plugins = ["tests.servers.aws", "tests.servers.condor", "tests.servers.pipelines"]
 
 MEMORY = "/dev/shm"
 LEAST_FREE_BYTES = 1 << 30

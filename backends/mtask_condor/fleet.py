@@ -21,7 +21,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -131,9 +131,9 @@ class CondorFleet:
         with self.changing():
             record = self.record()
             self._write("fleet.json", msgspec.json.encode(msgspec.structs.replace(record, down=True)))
-            self.schedd.remove_all(self._keepers, "mtask fleet down")
+            self.schedd.remove(self._keepers, "mtask fleet down")
             here = [pilot for pilot in self.pilots() if now or pilot.state != LEAVING]
-            self.schedd.remove_all(self._mine, "mtask fleet down", now=now)
+            self.schedd.remove(self._mine, "mtask fleet down", now=now)
             (self.folder / "environment.json").unlink(missing_ok=True)
         return len(here)
 
@@ -188,7 +188,7 @@ class CondorFleet:
         pilots = self.pilots()
         todo = plan(pilots, max(spec.least, min(spec.most, wanted)), spec.least, spec.most, settings)
         if todo.remove:
-            self.schedd.remove([pilot.id for pilot in todo.remove], "the fleet needs fewer, or others")
+            self.schedd.remove(_any_of(todo.remove), "the fleet needs fewer, or others")
         for count, steady in ((todo.steady, True), (todo.elastic, False)):
             if count:
                 self.schedd.submit(
@@ -301,6 +301,11 @@ def last_line(path: Path) -> str:
     except OSError:
         return ""
     return f"; it said: {lines[-1][:500]}" if lines else ""
+
+
+def _any_of(pilots: Sequence[Pilot]) -> str:
+    """As a constraint. One that is gone matches nothing."""
+    return " || ".join(f"(ClusterId == {pilot.cluster} && ProcId == {pilot.proc})" for pilot in pilots)
 
 
 def _age(path: Path) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from mtask.fleet import FleetSpec
-from mtask_condor import schedd
+from mtask_condor.schedd import description, plain, quoted, word
 
 __all__ = [
     "HELD",
@@ -102,10 +102,10 @@ def pilot_jobs(folder: Path, spec: FleetSpec, settings: str, python: str, count:
     failed = "ExitBySignal =?= False && ExitCode =!= 0"
     commands: dict[str, object] = {
         "universe": "vanilla",
-        "executable": _plain(str(folder / "pilot.sh")),
+        "executable": plain(str(folder / "pilot.sh")),
         "transfer_executable": "True",
-        "arguments": '"' + " ".join(map(_word, ["steady" if steady else "elastic", python, *named])) + '"',
-        "initialdir": _plain(str(folder)),
+        "arguments": '"' + " ".join(map(word, ["steady" if steady else "elastic", python, *named])) + '"',
+        "initialdir": plain(str(folder)),
         "transfer_input_files": f"pilot.py, pilot.json, environment.json{code}",
         "encrypt_input_files": "environment.json",
         "transfer_output_files": '""',
@@ -127,10 +127,10 @@ def pilot_jobs(folder: Path, spec: FleetSpec, settings: str, python: str, count:
         f"time() - EnteredCurrentStatus > {TRY_AGAIN_S}",
         "requirements": spec.require,
         "request_cpus": math.ceil(spec.cpus),
-        "My.MtaskFleet": _string(spec.name),
-        "My.MtaskFleetFolder": _string(str(folder)),
+        "My.MtaskFleet": quoted(spec.name),
+        "My.MtaskFleetFolder": quoted(str(folder)),
         "My.MtaskSteady": steady,
-        "My.MtaskSettings": _string(settings),
+        "My.MtaskSettings": quoted(settings),
     }
     if spec.max_runtime_s is not None:
         late_s = math.ceil(spec.max_runtime_s + spec.grace_s) + OVERDUE_S
@@ -142,21 +142,21 @@ def pilot_jobs(folder: Path, spec: FleetSpec, settings: str, python: str, count:
     if spec.disk_bytes:
         commands["request_disk"] = math.ceil(spec.disk_bytes / 1024)
     if spec.image:
-        commands["container_image"] = _plain(spec.image)
-    return _text(commands, count)
+        commands["container_image"] = plain(spec.image)
+    return description(commands, count)
 
 
 def keeper_job(place: str, folder: Path, spec: FleetSpec, python: str, environment: dict[str, str]) -> str:
     """The description of the job that keeps the number of pilots: it runs on the schedd's machine, as DAGMan does, and
     the schedd starts it again whenever it is gone."""
-    variables = " ".join(f"{name}={_word(value)}" for name, value in environment.items())
+    variables = " ".join(f"{name}={word(value)}" for name, value in environment.items())
     commands: dict[str, object] = {
         "universe": "scheduler",
-        "executable": _plain(python),
+        "executable": plain(python),
         "transfer_executable": "False",
-        "arguments": f'"-m mtask_condor.keeper {_word(place)} {_word(str(folder))}"',
+        "arguments": f'"-m mtask_condor.keeper {word(place)} {word(str(folder))}"',
         "environment": f'"{variables}"',
-        "initialdir": _plain(str(folder)),
+        "initialdir": plain(str(folder)),
         "output": "/dev/null",
         "error": "keeper.err",
         "notification": "never",
@@ -165,10 +165,10 @@ def keeper_job(place: str, folder: Path, spec: FleetSpec, python: str, environme
         "on_exit_remove": "ExitBySignal =?= False && ExitCode =?= 0",
         "on_exit_hold": "ExitBySignal =?= False && ExitCode =!= 0",
         "on_exit_hold_reason": 'strcat("the keeper ended with status ", ExitCode)',
-        "My.MtaskFleet": _string(spec.name),
-        "My.MtaskFleetKeeper": _string(str(folder)),
+        "My.MtaskFleet": quoted(spec.name),
+        "My.MtaskFleetKeeper": quoted(str(folder)),
     }
-    return _text(commands, 1)
+    return description(commands, 1)
 
 
 def worker_options(spec: FleetSpec) -> dict[str, list[str]]:
@@ -196,23 +196,3 @@ def _usual(python: str) -> list[str]:
     version = python.split("-")[1] if "-" in python else ""
     newer = [f"python3.{minor}" for minor in (14, 13, 12, 11)]
     return [f"python{version}", "python3"] if version else ["python3", *newer]
-
-
-def _text(commands: dict[str, object], count: int) -> str:
-    lines = [f"{name} = {value}" for name, value in commands.items() if value != ""]
-    return "\n".join([*lines, f"queue {count}"])
-
-
-def _string(text: str) -> str:
-    """As a string of ClassAds."""
-    return _plain(schedd.quoted(text))
-
-
-def _plain(text: str) -> str:
-    """As it is, in a submit description: a dollar sign would begin a macro."""
-    return text.replace("\n", " ").replace("$(", "$(DOLLAR)(")
-
-
-def _word(text: str) -> str:
-    """A word of an `environment` or `arguments` in double quotes."""
-    return "'" + _plain(text).replace("'", "''").replace('"', '""') + "'"

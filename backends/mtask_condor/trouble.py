@@ -10,9 +10,10 @@ from typing import Any
 
 from mtask.fleet import FleetSpec
 from mtask.requirements import size_text
+from mtask_condor.look import offers
 from mtask_condor.schedd import Schedd
 
-__all__ = ["offers", "troubles"]
+__all__ = ["troubles"]
 
 MOST_REASONS = 5
 _WHOLE = ("Cpus", "Memory", "Disk", "GPUs")
@@ -83,22 +84,3 @@ def _needs(ad: Any, spec: FleetSpec) -> str:
     text = f"cpus={of('Cpus')} memory={size_text(of('Memory') * 2**20)} disk={size_text(of('Disk') * 1024)}"
     text += f" gpus={of('GPUs')}" if of("GPUs") else ""
     return text + (f" and {spec.require}" if spec.require else "")
-
-
-def offers(machines: Sequence[Any]) -> str:
-    """The most that there is, for people."""
-
-    def most(name: str) -> int:
-        return max(int(machine.get(f"TotalSlot{name}", 0)) for machine in machines)
-
-    tags = sorted({tag for m in machines for tag in re.split(r"[\s,]+", str(m.get("MtaskTags", ""))) if tag})
-    which = (
-        f"the most that one of its {len(machines):,} offers is"
-        if len(machines) > 1
-        else "its only one offers"
-    )
-    gpus = f"gpus={most('GPUs')}" if most("GPUs") else "no GPU"
-    return (
-        f"{which} cpus={most('Cpus')}, memory={size_text(most('Memory') * 2**20)}, "
-        f"disk={size_text(most('Disk') * 1024)}, {gpus}, {'tags ' + ','.join(tags) if tags else 'no tag'}"
-    )

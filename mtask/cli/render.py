@@ -69,7 +69,9 @@ def bag_panel(bag: BagStatus) -> Group:
     ]
     if bag.cost is not None:
         parts.append(Text(f"cost  {cost_text(bag.cost)}"))
-    if bag.left and not bag.workers and bag.state != "cancelled":
+    if bag.elsewhere:
+        parts.append(Text(bag.elsewhere))
+    elif bag.left and not bag.workers and bag.state != "cancelled":
         parts.append(Text("no worker is running; `mtask worker` starts one here", style="yellow"))
     parts += [Text(why, style="yellow") for why in bag.unserved]
     if bag.left:
@@ -86,7 +88,7 @@ def _state(bag: BagStatus) -> Text:
     if not bag.finished:
         return Text(
             {"open": "being submitted", "resending": "being sent again"}.get(
-                bag.state, "running" if bag.workers else "waiting"
+                bag.state, "running" if bag.workers or bag.elsewhere else "waiting"
             ),
             style="cyan",
         )

@@ -80,6 +80,12 @@ def run(
             made[0].warm(needs[0], prepared.total)  # while the tasks are sent
 
     with connect(queue, table) as manager:
+        if manager.hands_out:
+            from mtask.errors import UsageError
+
+            raise UsageError(
+                f"{manager.place} runs tasks elsewhere: `mtask submit {tasks} …` with the same options, then `mtask wait BAG`"
+            )
         finished = True
         try:
             bag, sent = _submit(manager, source, options, shown, on_checked)
@@ -157,7 +163,12 @@ def submit(
 
             print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
-            _announce(bag, sent, hint=f"`{starts}` runs them, `mtask status {bag.name}` shows how it goes")
+            runs = (
+                f"`mtask wait {bag.name}` records their results"
+                if manager.hands_out
+                else f"`{starts}` runs them"
+            )
+            _announce(bag, sent, hint=f"{runs}, `mtask status {bag.name}` shows how it goes")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import click
@@ -23,6 +24,7 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
     """
     from mtask.cli.common import console
     from mtask.cli.render import bag_panel, bags_table, print_json
+    from mtask.errors import UnavailableError
     from mtask.status import status_of
 
     try:
@@ -35,6 +37,8 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
 
     def look() -> tuple[object, object, bool]:
         """(what JSON shows, what people see, is there nothing left to watch)."""
+        with contextlib.suppress(UnavailableError):  # said below, with how the jobs stand
+            manager.collect()
         if bag is not None:
             one = status_of(manager.table, manager.bag(bag), cost=True)
             return one, bag_panel(one), one.finished

@@ -136,6 +136,7 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         check(settings["checkpoints"])
     settings["tags"] = settings["tags"] or ()
     with connect(queue, table) as manager:
+        _check_pulled(manager)
         made = make_worker(manager, say=_say, alone=False, **settings)
         if not quiet:
             slots = "1 slot" if len(made.slots) == 1 else f"{len(made.slots)} slots"
@@ -145,6 +146,17 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         if not quiet:
             click.echo(f"worker {made.name}: {made.done:,} done, {made.failed:,} failed attempts", err=True)
     return 0
+
+
+def _check_pulled(manager: Manager) -> None:
+    """Raises UsageError for a queue from which nobody can receive."""
+    if not manager.queue.limits.pulled:
+        from mtask.errors import UsageError
+
+        raise UsageError(
+            f"{manager.place}: no worker is needed here, since the queue starts its jobs by itself; `mtask wait BAG` waits "
+            "for them and records their results, `mtask status BAG` shows how it goes"
+        )
 
 
 def _say(text: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mtask.requirements import Capabilities
 from mtask.worker.options import Options
 
-__all__ = ["cpus_of_machine", "found"]
+__all__ = ["cpus_of_machine", "found", "memory_of_machine"]
 
 ASK_GPUS_S = 2.0
 """A driver that takes longer to say which GPUs there are doesn't work."""
@@ -26,7 +26,7 @@ def found(options: Options, *, root: Path = _ROOT) -> Capabilities:
     """Each slot stands for one CPU, so that `-j` says how many ordinary tasks run at a time."""
     return Capabilities(
         cpus=float(options.slots) if options.cpus is None else options.cpus,
-        memory_bytes=_memory_bytes(root) if options.memory_bytes is None else options.memory_bytes,
+        memory_bytes=memory_of_machine(root) if options.memory_bytes is None else options.memory_bytes,
         gpus=_gpus() if options.gpus is None else options.gpus,
         tags=options.tags,
     )
@@ -47,8 +47,8 @@ def _quota(group: Path) -> float | None:
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
-def _memory_bytes(root: Path) -> int:
-    """Of the machine, or of the smallest container around this process; 0 where nothing tells."""
+def memory_of_machine(root: Path = _ROOT) -> int:
+    """In bytes, of the machine, or of the smallest container around this process; 0 where nothing tells."""
     total = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     sizes = [int(total[1]) * 1024] if total else []
     for group in _groups(root, "memory"):

@@ -23,14 +23,13 @@ from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
 from mtask.worker.orphans import MARK
 from mtask.worker.output import take_tail
+from mtask.worker.process import spawn
 from mtask.worker.room import Share
 from mtask.worker.runner import HOSTNAME, Host, Runner, failed_attempt, why_it_died
 from mtask.worker.sandbox import Sandbox
 
 __all__ = ["CommandRunner"]
 
-_DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
-"""Python ignores these; a command should not."""
 LAST_REMOVALS_S = 5.0
 """So long a worker that ends waits for the store of checkpoints."""
 _ROWS = msgspec.json.Decoder(list[list[Any]])
@@ -120,18 +119,7 @@ class CommandRunner(Runner):
             argv, environment = self._command(job, row)
             stdout, stderr = self._sandbox.outputs
             with pinned(job.share):
-                self.pid = os.posix_spawnp(
-                    argv[0],
-                    argv,
-                    environment,
-                    file_actions=[
-                        (os.POSIX_SPAWN_DUP2, self._null, 0),
-                        (os.POSIX_SPAWN_DUP2, stdout, 1),
-                        (os.POSIX_SPAWN_DUP2, stderr, 2),
-                    ],
-                    setpgroup=0,
-                    setsigdef=_DEFAULT_SIGNALS,
-                )
+                self.pid = spawn(argv, environment, stdin=self._null, stdout=stdout, stderr=stderr)
         except (OSError, ValueError, RecursionError, MtaskError) as error:
             text = (
                 f"can't start {argv[0]!r}: {error.strerror}"

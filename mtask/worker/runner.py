@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import selectors
 import signal
 import socket
@@ -20,6 +18,7 @@ from mtask.worker.held import Job
 from mtask.worker.memory import resident_bytes
 from mtask.worker.notes import Notes
 from mtask.worker.output import take_tail, trim
+from mtask.worker.process import signal_group
 from mtask.worker.room import Share
 
 __all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "why_it_died"]
@@ -175,15 +174,8 @@ class Runner:
 
     def _signal(self, number: int) -> None:
         """To the process group. The process itself must not have been waited for."""
-        if not self.pid:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            try:
-                os.killpg(self.pid, number)
-            except ProcessLookupError:  # it has left its group
-                os.kill(self.pid, number)
-            if number == signal.SIGTERM:
-                os.killpg(self.pid, signal.SIGCONT)
+        if self.pid:
+            signal_group(self.pid, number)
 
     def _why_stopped(self, job: Job) -> Failure:
         """Of a task that was stopped for a failure of its own."""

@@ -48,7 +48,7 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
-    bag = site.submit("work", 2000, lease_s=10, seconds=0.01)
+    bag = site.submit("work", 2000, lease_s=15, per_message=20, seconds=0.01)
     workers = [site.start_worker("-j", "2") for _ in range(3)]
     wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
     workers[0].kill()

@@ -208,10 +208,10 @@ class TestInput:
     @pytest.mark.parametrize(
         ("name", "content"),
         [
-            ("t.csv.gz", gzip.compress(CSV.encode())),
+            ("t.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
             ("t.tsv", CSV.replace(",", "\t").encode()),
             ("t.jsonl", b'{"x": 1, "y": 2.5}\n{"x": 2, "y": 3.5}\n'),
-            ("t.jsonl.gz", gzip.compress(b'{"x": 1, "y": 2.5}\n{"x": 2, "y": 3.5}\n')),
+            ("t.jsonl.gz", gzip.compress(b'{"x": 1, "y": 2.5}\n{"x": 2, "y": 3.5}\n', mtime=0)),
         ],
     )
     def test_format(self, command, name, content):

@@ -30,6 +30,14 @@ PROGRAM = ROOT / "condor/personal-pool"
 NO_PACKAGES = 3
 START_S = 600
 PATIENCE_S = 90.0
+GUARD = """
+import shutil, subprocess, sys
+sys.stdin.read()
+folder, *program = sys.argv[1:]
+subprocess.run([*program, "stop", "--folder", f"{folder}/pool"])
+shutil.rmtree(folder, ignore_errors=True)
+"""
+"""Stops the pool when the tests end, in whatever way: their end of the pipe closes."""
 TASKS = ROOT / "tests/e2e/condor_tasks.py"
 
 
@@ -87,16 +95,16 @@ def wait_until(holds: Callable[[], Any], what: str, longest_s: float = PATIENCE_
 def pool() -> Iterator[CondorPool]:
     if importlib.util.find_spec("htcondor2") is None:
         missing("the client of HTCondor", "pip install htcondor")
-    folder = Path(tempfile.mkdtemp(prefix="mtp-", dir="/tmp"))  # short: it holds unix sockets
+    folder = Path(tempfile.mkdtemp(prefix=f"mtp-{os.getpid()}-", dir="/tmp"))  # short: it holds unix sockets
     folder.chmod(0o755)
     patch = pytest.MonkeyPatch()
-    args = [sys.executable, str(ROOT / "condor/pool.py")]
+    place, program = str(folder / "pool"), [sys.executable, str(ROOT / "condor/pool.py")]
+    guard = subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(folder), *program], stdin=subprocess.PIPE, start_new_session=True
+    )
     try:
         started = subprocess.run(
-            [*args, "start", "--folder", str(folder / "pool")],
-            capture_output=True,
-            text=True,
-            timeout=START_S,
+            [*program, "start", "--folder", place], capture_output=True, text=True, timeout=START_S
         )
         if started.returncode == NO_PACKAGES:
             missing("HTCondor", started.stderr.strip()[-500:])
@@ -110,9 +118,8 @@ def pool() -> Iterator[CondorPool]:
         (folder / "pool/queues").mkdir(mode=0o755)
         yield CondorPool(folder / "pool", *_for_jobs(folder / "lib"))
     finally:
-        subprocess.run([*args, "stop", "--folder", str(folder / "pool")], timeout=60)
+        guard.communicate(timeout=60)
         patch.undo()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _for_jobs(place: Path) -> tuple[str, list[str]]:

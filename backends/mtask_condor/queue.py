@@ -1,0 +1,336 @@
+"""The queue: messages in, jobs out. What jobs bring back is in collector.py, what is said of them in look.py."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import pwd
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from mtask.errors import BackendError, BagNotFoundError, UnusableError, UsageError
+from mtask.model import Bag, Delivery, Message, Spec
+from mtask.queue import Depth, Extension, QueueLimits, Standing
+from mtask.table import Table
+from mtask_condor.address import Address
+from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
+from mtask_condor.collector import Collector, Removed
+from mtask_condor.jobs import Jobs, quoted
+from mtask_condor.look import standing
+from mtask_condor.order import Order
+from mtask_condor.outcome import Letter
+from mtask_condor.watch import cluster_in_log
+
+__all__ = ["CondorQueue"]
+
+MOST_MESSAGES = 20_000
+"""Of a batch."""
+DUE_S = 5.0
+"""Messages that are due within so long of each other may share a batch."""
+NOT_PULLED = (
+    "nobody receives from HTCondor: it starts a job for each message by itself. So `mtask worker` has nothing to do "
+    "here; `mtask wait BAG` or `mtask collect` records what the jobs bring back"
+)
+
+
+class CondorQueue:
+    """A folder of messages, and a job for each of them.
+
+    Needs a table (`attach`) for all but `limits`.
+    """
+
+    limits = QueueLimits(
+        message_bytes=64 * 2**20,
+        send_batch=MOST_MESSAGES,
+        receive_batch=1,
+        extends=False,
+        workers_send=False,
+        pulled=False,
+    )
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._jobs = Jobs(address)
+        self._table: Table | None = None
+        self._table_url: str | None = None
+        self._collector: Collector | None = None
+        self._filling: dict[Head, Filling] = {}
+        self._bags: dict[tuple[str, int], Bag] = {}
+        self._lock = threading.RLock()
+        self._owner: tuple[int, int] | None = None
+
+    # -- HandsOut -----------------------------------------------------------------------------------
+
+    def attach(self, table: Table, url: str | None) -> None:
+        """The table that goes with it; `url`: for the nodes, if they write to it themselves."""
+        self._table = table
+        self._table_url = url if self.address.direct else None
+        self._collector = Collector(table, self._send_letters, self._note_removed)
+
+    def check(self, spec: Spec) -> None:
+        if spec.max_running is not None or spec.rate is not None:
+            raise UsageError(
+                "--max-running and --rate need workers that agree with each other, which jobs of HTCondor can't; leave "
+                "them out, or ask your pool's administrators for a concurrency limit"
+            )
+        if self.address.direct and self._table_url is None:
+            raise UsageError("?table=direct needs a table that was opened by its URL")
+
+    def flush(self) -> None:
+        """Have jobs made of all that was sent."""
+        with self._locked():
+            fresh = [filling.seal() for filling in self._filling.values()]
+            self._filling.clear()
+            for batch in fresh:
+                self._submit(batch)
+            self._recover()
+
+    def collect(self) -> int:
+        with self._locked():
+            self._recover()
+            collector = self._required()[1]
+            recorded = collector.collect(Batch.all(self.address.folder))
+        if self._filling:
+            self.flush()
+        return recorded
+
+    def cancelled(self, bag: Bag) -> None:
+        constraint = f"MtaskBag == {quoted(bag.uid)} && MtaskGeneration <= {bag.generation}"
+        self._jobs.remove(constraint, "its bag was cancelled")
+        with self._locked():
+            for batch in Batch.all(self.address.folder):
+                if batch.head.uid == bag.uid and batch.cluster() is None:
+                    batch.remove()
+
+    def standing(self, bag: Bag) -> Standing:
+        table, _ = self._required()
+        batches = {batch.id: batch for batch in Batch.all(self.address.folder)}
+        removed = [each for each in self._removed() if each.uid == bag.uid]
+        return standing(self._jobs, bag, batches, removed, table)
+
+    # -- Queue --------------------------------------------------------------------------------------
+
+    def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
+        """They are safe in the folder when this returns, and become jobs with `flush`, or with `close`."""
+        due_at = time.time() + delay_s if delay_s else 0.0
+        with self._lock:
+            if any(message.check for message in messages):
+                self._forget_removed({message.uid for message in messages})
+            self._put(Letter(message=message, due_at=due_at) for message in messages)
+            full = [head for head, filling in self._filling.items() if filling.count >= MOST_MESSAGES]
+            if full:
+                self.flush()
+
+    def lane(self, name: str) -> CondorQueue:
+        """A message says which lane is its own, so that one object will do for all."""
+        return _Lane(self) if name else self
+
+    def depth(self) -> Depth:
+        """Held jobs count as delayed."""
+        names = ("JobStatus", "TotalSubmitProcs", "JobMaterializeNextProcId")
+        folder = quoted(str(self.address.folder))
+        ready = leased = held = 0
+        for ad in self._jobs.ads(f"MtaskFolder == {folder}", names):
+            if "ProcId" not in ad:
+                ready += int(ad.get("TotalSubmitProcs", 0)) - int(ad.get("JobMaterializeNextProcId", 0))
+            elif ad["JobStatus"] == 1:
+                ready += 1
+            elif ad["JobStatus"] in (2, 6, 7):
+                leased += 1
+            elif ad["JobStatus"] == 5:
+                held += 1
+        return Depth(ready + sum(filling.count for filling in self._filling.values()), leased, held)
+
+    def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:  # noqa: ARG002
+        _not_pulled()
+
+    def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:  # noqa: ARG002
+        _not_pulled()
+
+    def delete(self, deliveries: Sequence[Delivery]) -> None:  # noqa: ARG002
+        _not_pulled()
+
+    def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:  # noqa: ARG002
+        _not_pulled()
+
+    def wake(self) -> None:
+        pass
+
+    def remove(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self._filling:
+            self.flush()
+        if self._collector is not None:
+            self._collector.close()
+
+    # -- batches ------------------------------------------------------------------------------------
+
+    def _put(self, letters: Iterable[Letter], *, kept: bool = True) -> None:
+        folder = self._folder()
+        with storing(folder):
+            for letter in letters:
+                message = letter.message
+                due_at = max(letter.due_at, message.not_before or 0.0)
+                due_at = math.ceil(due_at / DUE_S) * DUE_S if due_at > time.time() else 0.0
+                head = Head(
+                    bag=message.bag,
+                    uid=message.uid,
+                    generation=message.generation,
+                    lane=message.lane,
+                    due_at=due_at,
+                )
+                filling = self._filling.get(head)
+                if filling is None:
+                    filling = self._filling[head] = Filling(folder, head, self._order(message), kept=kept)
+                filling.add(msgspec.structs.replace(message, not_before=None))
+
+    def _order(self, message: Message) -> Order:
+        key = message.uid, message.generation
+        bag = self._bags.get(key)
+        if bag is None:
+            bag = self._required()[0].bag(message.bag)
+            if bag.uid != message.uid:
+                raise BagNotFoundError(f"the bag {message.bag!r} was replaced by another one")
+            self._bags[key] = bag = msgspec.structs.replace(bag, generation=message.generation)
+        return Order(
+            bag=bag,
+            table=self._table_url,
+            path=self.address.path,
+            grace_s=self.address.grace_s,
+            split_after_s=self.address.split_after_s,
+        )
+
+    def _send_letters(self, letters: Iterable[Letter], sources: Sequence[tuple[str, int]]) -> None:
+        """For the collector, with the lock. The last batch names the sources: if there is only a part of the batches
+        when this process dies, the sources are still there, and are collected once more."""
+        others, self._filling = self._filling, {}
+        try:
+            self._put(letters, kept=False)
+            *first, last = self._filling.values()
+            sealed = [*(filling.seal() for filling in first), last.seal(sources)]
+        finally:
+            self._filling = others
+        self._forget(sources)
+        for batch in sealed:
+            self._submit(batch)
+
+    def _recover(self) -> None:
+        """Go on where another process ended; with the lock."""
+        folder = self.address.folder
+        if not folder.is_dir():
+            return
+        with storing(folder):
+            list(abandoned(folder))
+            for batch in Batch.all(folder):
+                if batch.cluster() is not None:
+                    continue
+                self._forget(batch.head.sources)
+                cluster = cluster_in_log(batch) or self._cluster_of(batch)
+                if cluster is not None:
+                    batch.submitted(cluster)
+                else:
+                    self._submit(batch)
+
+    def _forget(self, sources: Iterable[tuple[str, int]]) -> None:
+        for batch, number in sources:
+            Batch(self.address.folder / batch).forget(number)
+
+    def _cluster_of(self, batch: Batch) -> int | None:
+        """In the schedd, if it was submitted by a process that died before it could say so."""
+        ads = self._jobs.ads(f"MtaskBatch == {quoted(batch.id)}", ())
+        return next((int(ad["ClusterId"]) for ad in ads), None)
+
+    def _submit(self, batch: Batch) -> None:
+        with storing(batch.path):
+            owner = self._owner_of_jobs()
+            if owner is not None:
+                batch.give_to(*owner)
+            batch.submitted(self._jobs.submit(batch))
+
+    def _owner_of_jobs(self) -> tuple[int, int] | None:
+        """Whose the files must be: for root, whose jobs are somebody else's."""
+        if os.geteuid():
+            return None
+        if self._owner is None:
+            name = self._jobs.user()
+            try:
+                user = pwd.getpwnam(name)
+            except KeyError:
+                raise BackendError(
+                    f"the schedd sees root as {name!r}, who is no user of this machine"
+                ) from None
+            self._owner = user.pw_uid, user.pw_gid
+            for path in self.address.folder.parents:
+                if not path.stat().st_mode & 1:
+                    raise UnusableError(
+                        f"jobs run as {name!r}, who can't enter {path}; say another ?folder=… in the queue's URL"
+                    )
+            os.chown(self.address.folder, *self._owner)
+        return self._owner
+
+    # -- what is in the folder beside the batches ---------------------------------------------------
+
+    def _folder(self) -> Path:
+        folder = self.address.folder
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """For this process and thread alone."""
+        with self._lock, storing(self._folder()), (self._folder() / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _removed(self) -> list[Removed]:
+        try:
+            return msgspec.json.decode(
+                (self.address.folder / "removed.json").read_bytes(), type=list[Removed]
+            )
+        except (FileNotFoundError, msgspec.DecodeError):
+            return []
+
+    def _note_removed(self, removed: Sequence[Removed]) -> None:
+        known = self._removed()
+        self._write_removed([*known, *(each for each in removed if each not in known)])
+
+    def _forget_removed(self, uids: set[str]) -> None:
+        """Their tasks are sent again."""
+        known = self._removed()
+        if any(each.uid in uids for each in known):
+            self._write_removed([each for each in known if each.uid not in uids])
+
+    def _write_removed(self, removed: list[Removed]) -> None:
+        path = self._folder() / "removed.json"
+        with storing(path):
+            path.with_suffix(".new").write_bytes(msgspec.json.encode(removed))
+            path.with_suffix(".new").rename(path)
+
+    def _required(self) -> tuple[Table, Collector]:
+        if self._table is None or self._collector is None:
+            raise BackendError("a queue in HTCondor needs its table: open both with mtask.connect")
+        return self._table, self._collector
+
+
+class _Lane(CondorQueue):
+    """The same queue by the name of a lane: closing it closes nothing."""
+
+    def __init__(self, main: CondorQueue) -> None:
+        self.__dict__ = main.__dict__
+
+    def close(self) -> None:
+        pass
+
+
+def _not_pulled() -> NoReturn:
+    raise BackendError(NOT_PULLED)

@@ -1,0 +1,1 @@
+"""A workflow's tasks on one host, in the place of pegasus-mpi-cluster and pegasus-cluster."""

@@ -1,0 +1,200 @@
+"""HTCondor as the queue, on a real pool: what jobs bring back, and what becomes of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mtask
+from mtask.manager import Manager, connect
+from mtask.model import Counts, Reason, State
+from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the jobs run; submitting looks at it, too."""
+    monkeypatch.syspath_prepend(str(TASKS.parent))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/table.db"
+
+
+@pytest.fixture
+def manager(pool: CondorPool, table: str) -> Iterator[Manager]:
+    with connect(pool.url(), table) as made:
+        yield made
+
+
+@pytest.fixture
+def marks(pool: CondorPool, tmp_path: Path) -> Path:
+    """A folder in which jobs leave traces."""
+    folder = pool.folder / "queues" / f"marks-{os.urandom(4).hex()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+def values(bag: mtask.BagHandle) -> list[object]:
+    return [result.value for result in bag.results()]
+
+
+def runs(marks: Path) -> dict[int, int]:
+    """How often each task ran."""
+    return {int(path.name): len(path.read_text().splitlines()) for path in marks.iterdir()}
+
+
+def files_left(manager: Manager) -> list[Path]:
+    return [path for path in manager.queue.main.address.folder.iterdir() if path.is_dir()]
+
+
+def test_a_first_job(manager):
+    bag = manager.submit([{"x": x} for x in range(6)], call="condor_tasks:double", per_message=3)
+    assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=6, done=6)
+    assert values(bag) == [0, 2, 4, 6, 8, 10]
+    assert wait_until(lambda: manager.collect() == 0 and not files_left(manager), "the folder is empty")
+
+
+def test_commands_bring_their_output(manager):
+    bag = manager.submit([{"word": "a b"}], run="printf %s {word}")
+    bag.wait(timeout_s=PATIENCE_S)
+    assert [result.stdout for result in bag.results()] == ["a b"]
+
+
+def test_a_failed_attempt_is_tried_again_by_whoever_collects(manager, marks):
+    rows = [{"x": x, "folder": str(marks)} for x in range(4)]
+    bag = manager.submit(rows, call="condor_tasks:twice", per_message=4, retries=2, backoff_s=0.1)
+    assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=4, done=4)
+    assert [result.attempt for result in bag.results()] == [2, 2, 2, 2]
+    assert [(each.index, each.error.message) for each in bag.attempts()] == [(x, "not yet") for x in range(4)]
+    assert runs(marks) == dict.fromkeys(range(4), 1)
+
+
+def test_a_failure_that_is_final(manager):
+    bag = manager.submit([{"x": 1}], run="sh -c 'exit {x}'", retries=0)
+    assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=1, failed=1)
+    assert [(result.exit_code, result.error.reason) for result in bag.results()] == [(1, Reason.EXIT)]
+
+
+def test_what_takes_too_long_is_cut_into_smaller_messages(pool, table, marks):
+    with connect(pool.url(split_after_s="2"), table) as manager:
+        rows = [{"x": x, "folder": str(marks), "pause_s": 1.0} for x in range(12)]
+        bag = manager.submit(rows, call="condor_tasks:marked", per_message=12)
+        assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=12, done=12)
+        assert len({result.worker for result in bag.results()}) > 1
+    assert runs(marks) == dict.fromkeys(range(12), 1)
+
+
+def test_tasks_of_one_key_follow_each_other(manager):
+    rows = [{"x": x, "key": "ab"[x % 2]} for x in range(6)]
+    bag = manager.submit(rows, call="condor_tasks:double", serial="key")
+    assert bag.wait(timeout_s=PATIENCE_S * 2) == Counts(total=6, done=6)
+    for start in (0, 1):
+        times = [(r.started_at, r.finished_at) for r in bag.results() if r.index % 2 == start]
+        assert all(after[0] >= before[1] for before, after in itertools.pairwise(times))
+
+
+def test_nodes_that_reach_the_table_write_to_it(pool, manager, marks):
+    """On this machine the disk is shared, so that a file of SQLite's will do."""
+    url = f"sqlite:///{marks}/direct.db"
+    with connect(pool.url(table="direct"), url) as direct:
+        for path in marks.iterdir():
+            path.chmod(0o666)
+        bag = direct.submit([{"x": x} for x in range(4)], call="condor_tasks:double", per_message=2)
+        # Nobody collects.
+        wait_until(bag.finished, "the jobs have written all rows")
+        assert values(bag) == [0, 2, 4, 6]
+
+
+def test_vacated_what_was_done_is_not_done_again(pool, manager, marks):
+    rows = [{"x": x, "folder": str(marks), "pause_s": 0.5} for x in range(20)]
+    bag = manager.submit(rows, call="condor_tasks:marked", per_message=20)
+    wait_until(lambda: len(runs(marks)) >= 4, "some tasks have run")
+    job = next(f"{c}.{p}" for c, p, uid in pool.jobs("MtaskBag") if uid == bag.info.uid)
+    pool.run("condor_vacate_job", job)
+    assert bag.wait(timeout_s=PATIENCE_S * 2) == Counts(total=20, done=20)
+    assert runs(marks) == dict.fromkeys(range(20), 1)
+    assert len({result.worker for result in bag.results()}) == 2
+
+
+def test_a_task_that_kills_its_workers_ends_as_lost(manager):
+    rows = [{"x": x, "victim": 2} for x in range(4)]
+    bag = manager.submit(rows, call="condor_tasks:kill_worker", per_message=4, max_deliveries=2)
+    assert bag.wait(timeout_s=PATIENCE_S * 2) == Counts(total=4, done=3, failed=1)
+    lost = [result for result in bag.results() if result.state is State.FAILED]
+    assert [(result.index, result.error.reason) for result in lost] == [(2, Reason.LOST)]
+
+
+def test_a_cancelled_bag_leaves_the_pool(pool, manager):
+    rows = [{"x": x, "pause_s": 600} for x in range(300)]
+    bag = manager.submit(rows, call="condor_tasks:slow_double", per_message=1)
+    wait_until(lambda: manager.queue.depth().leased, "jobs run")
+    assert bag.standing().text.startswith("jobs in HTCondor: ")
+    bag.cancel()
+    wait_until(lambda: manager.queue.depth() == (0, 0, 0), "no job is left")
+    wait_until(lambda: not manager.collect() and not files_left(manager), "the folder is empty")
+    assert bag.standing().troubles == ()
+    assert bag.retry() == 300, "taken up again"
+    bag.cancel()
+
+
+def test_priority_and_needs_are_those_of_the_jobs(pool, manager):
+    rows = [{"x": 1, "pause_s": 600}]
+    wanted = {"cpus": 2.5, "memory": "200MB", "priority": "high"}
+    bag = manager.submit(rows, call="condor_tasks:slow_double", **wanted)
+    jobs = pool.jobs("RequestCpus", "RequestMemory", "JobPrio", "MtaskBag")
+    assert [job[2:5] for job in jobs if job[5] == bag.info.uid] == [["3", str(191 + 64), "1"]]
+    bag.cancel()
+
+
+def test_many_tasks_are_few_jobs_at_a_time(pool, table):
+    """100,000 tasks: some thousand messages, of which a few hundred are jobs at any moment."""
+    program = """
+import resource, sys, mtask
+with mtask.connect(sys.argv[1], sys.argv[2]) as mt:
+    mt.submit([{"x": x} for x in range(100_000)], call="condor_tasks:double", bag="many", priority="low")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    url, path = pool.url(), ":".join([*pool.path, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program, url, table],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200, "MiB"
+    with connect(url, table) as manager:
+        ready, leased, _ = manager.queue.depth()
+        messages = sum(1 for _ in manager.table.blocks("many"))
+        assert messages - 100 < ready + leased <= messages, "each is a job, or will be"
+        assert messages > 1000
+        uid = manager.info("many").uid
+        jobs = [job for job in pool.jobs("MtaskBag") if job[2] == uid]
+        assert 0 < len(jobs) <= 300
+        assert len({cluster for cluster, *_ in jobs}) == 1
+        manager.bag("many").cancel()
+
+
+def test_the_commands(command, pool, table, monkeypatch):
+    """From a task file to results, with nothing but mtask's verbs."""
+    monkeypatch.setenv("MTASK_QUEUE", pool.url())
+    monkeypatch.setenv("MTASK_TABLE", table)
+    command.write("tasks.csv", "x\n" + "".join(f"{x}\n" for x in range(5)))
+    code, _, err = command("submit", "tasks.csv", "--run", "echo {x}", "--bag", "june")
+    assert (code, "`mtask wait june` records their results" in err) == (0, True)
+    code, out, _ = command("status", "june")
+    assert (code, "jobs in HTCondor: " in out, "mtask worker" in out) == (0, True, False)
+    code, out, err = command("wait", "june", "--json", "--timeout", "90s")
+    assert (code, json.loads(out)["done"]) == (0, 5), err
+    assert command("collect").err == "0 tasks recorded\n"
+    assert [result.stdout for result in command.results("june")] == [f"{x}\n" for x in range(5)]

@@ -1,0 +1,357 @@
+"""The files between a submit machine and its nodes: whole or not there, whoever dies when."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mtask.errors import StorageFullError, UsageError
+from mtask.manager import Manager, connect
+from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
+from mtask.packing import slice_message, split_rows
+from mtask.portion import Portion, line_of
+from mtask_condor.address import address_of
+from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
+from mtask_condor.collector import Collector
+from mtask_condor.jobs import requirements_of
+from mtask_condor.node import Outbox, _starts
+from mtask_condor.order import Order
+from mtask_condor.outcome import Letter, Outcome, Writer, read
+from tests.servers.process import missing
+
+FAILURE = Failure(reason=Reason.RAISED, type="ValueError", message="no")
+
+
+@pytest.fixture
+def writing() -> Iterator[Callable[[Path], Writer]]:
+    """Writers, closed at the end."""
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(closing(Writer(path)))
+
+
+class Died(BaseException):
+    """A SIGKILL, as near as a test in one process comes."""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with connect(f"sqlite:///{tmp_path}/queue.db", f"sqlite:///{tmp_path}/table.db") as made:
+        yield made
+
+
+def messages(manager: Manager, count: int = 4, per_message: int = 4, **options: object) -> list[Message]:
+    bag = manager.submit(
+        [{"x": x} for x in range(count)], run="echo {x}", bag="b", per_message=per_message, **options
+    )
+    return [Message.of(bag.info, block) for block in manager.table.blocks("b")]
+
+
+def batch_of(manager: Manager, folder: Path, sent: list[Message]) -> Batch:
+    info = manager.info("b")
+    filling = Filling(folder, Head(bag="b", uid=info.uid), Order(bag=info))
+    for message in sent:
+        filling.add(message)
+    return filling.seal()
+
+
+def part(message: Message, index: int, **changes: object) -> Message:
+    at = index - message.first
+    return msgspec.structs.replace(slice_message(message, split_rows(message.rows), at, at + 1), **changes)
+
+
+# -- the file that is brought back ------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    writer = writing(tmp_path / "0.out")
+    rows = [Result.done("b", 0, value=1), Result.done("b", 1, value="é\n")]
+    writer.rows(
+        [Portion("b", 0, 2, b"".join(line_of(row) + b"\n" for row in rows)), Result.failed("b", 2, FAILURE)]
+    )
+    writer.attempts([Result.failed("b", 3, FAILURE)])
+    writer.letters([Letter(message=part(message, 3, attempt=1), due_at=12.5)])
+    writer.dead([DeadMessage(body=b"\xff", reason="why", at=1.0)])
+    writer.stopped()
+    found = read(tmp_path / "0.out")
+    assert [(row.index, row.state) for row in found.rows] == [
+        (0, State.DONE),
+        (1, State.DONE),
+        (2, State.FAILED),
+    ]
+    assert [row.value for row in found.rows] == [1, "é\n", None]
+    assert [each.index for each in found.attempts] == [3]
+    assert [(each.message.first, each.message.attempt, each.due_at) for each in found.letters] == [
+        (3, 1, 12.5)
+    ]
+    assert (found.dead[0].body, found.clean_stops) == (b"\xff", 1)
+
+
+def test_a_torn_line_counts_as_none_and_is_written_over(tmp_path, writing):
+    path = tmp_path / "0.out"
+    with_two = writing(path)
+    with_two.rows([Result.done("b", 0), Result.done("b", 1)])
+    path.write_bytes(path.read_bytes()[:-7])
+    assert [row.index for row in read(path).rows] == [0]
+    writing(path).rows([Result.done("b", 2)])
+    assert [row.index for row in read(path).rows] == [0, 2]
+
+
+def test_a_line_of_the_future_is_no_result(tmp_path):
+    path = tmp_path / "0.out"
+    path.write_bytes(b"Z{}\n")
+    with pytest.raises(ValueError, match="unknown line"):
+        read(path)
+
+
+def test_a_full_disk_on_the_node_is_said(tmp_path, manager):
+    """A real one, of 64 KiB. The job ends with a status for which HTCondor holds it, and says why."""
+    bag = manager.submit([{"x": 1}], run="head -c 100000 /dev/zero", bag="b", tail_bytes=100_000)
+    files = {
+        "order.json": msgspec.json.encode(Order(bag=bag.info)),
+        "0.in": Message.of(bag.info, next(manager.table.blocks("b"))).encode(),
+        "0.out": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "small").mkdir()
+    script = "mount -t tmpfs -o size=64k none small && cp order.json 0.in 0.out small && cd small && exec "
+    script += f"{sys.executable} -m mtask_condor.node 0"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        missing(
+            "a file system of one's own", f"unshare --user --mount doesn't work here: {done.stderr.strip()}"
+        )
+    assert (done.returncode, "No space left on device" in done.stderr) == (70, True), done
+
+
+# -- starts, and what counts ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ad", "clean_stops", "deliveries"),
+    [
+        ("NumJobStarts = 0\n", 0, 1),
+        ("NumJobStarts = 3\nNumShadowStarts = 9\n", 0, 4),
+        ("NumJobStarts = 3\nNumHolds = 1\n", 1, 2),
+        ("NumJobStarts = 1\nNumHolds = 2\n", 1, 1),
+        ("", 0, 1),
+    ],
+)
+def test_deliveries_are_starts_that_nothing_excuses(tmp_path, monkeypatch, ad, clean_stops, deliveries):
+    (tmp_path / "ad").write_text(ad)
+    monkeypatch.setenv("_CONDOR_JOB_AD", str(tmp_path / "ad"))
+    assert _starts(Outcome(clean_stops=clean_stops)) == deliveries
+
+
+def test_a_worker_that_stops_leaves_the_rest_in_place(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    outbox = Outbox(writing(tmp_path / "0.out"))
+    outbox.stop()
+    outbox.send([part(message, 0), part(message, 1, attempt=1)])
+    assert read(tmp_path / "0.out").left(message) == [0, 2, 3]
+
+
+# -- batches ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_whose_filler_died_is_completed(tmp_path, manager):
+    sent = messages(manager, 4, per_message=2)
+    info = manager.info("b")
+    filling = Filling(tmp_path, Head(bag="b", uid=info.uid), Order(bag=info))
+    filling.add(sent[0])
+    filling.add(sent[1])
+    assert list(abandoned(tmp_path)) == [], "it lives"
+    filling._lock.close()
+    (batch,) = abandoned(tmp_path)
+    assert (batch.count, batch.head.ranges, batch.message(1)) == (2, ((0, 2), (2, 2)), sent[1])
+    assert Batch.all(tmp_path)[0].cluster() is None
+
+
+def test_a_torn_message_was_never_sent(tmp_path, manager):
+    sent = messages(manager, 4, per_message=2)
+    info = manager.info("b")
+    filling = Filling(tmp_path, Head(bag="b", uid=info.uid), Order(bag=info))
+    filling.add(sent[0])
+    (tmp_path / f".{filling.id}" / "1.in").write_bytes(sent[1].encode()[:20])
+    filling._lock.close()
+    (batch,) = abandoned(tmp_path)
+    assert batch.head.ranges == ((0, 2),)
+
+
+def test_a_full_disk_here_is_said(tmp_path):
+    with pytest.raises(StorageFullError, match="free some space"), storing(tmp_path):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+
+# -- collecting -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["record", "keep_attempts", "send", "forget"])
+@pytest.mark.parametrize("after", [False, True])
+def test_who_collects_may_die_at_any_step(tmp_path, manager, monkeypatch, step, after, writing):
+    """And the next one ends with the same rows, attempts and messages, nothing of it lost."""
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    writer = writing(batch.path / "0.out")
+    writer.rows([Result.done("b", 0, value=1), Result.failed("b", 1, FAILURE)])
+    writer.attempts([Result.failed("b", 2, FAILURE)])
+    writer.letters([Letter(message=part(message, 2, attempt=1))])
+    sent: list[tuple[Letter, object]] = []
+
+    def send(letters, sources):
+        sent.extend((letter, tuple(sources)) for letter in letters)
+
+    def dying(method):
+        def die(*args, **options):
+            if after:
+                method(*args, **options)
+            raise Died
+
+        return die
+
+    with monkeypatch.context() as patch:
+        owner = {"record": manager.table, "keep_attempts": manager.table, "forget": batch}.get(step)
+        if owner is not None:
+            patch.setattr(owner, step, dying(getattr(owner, step)))
+        first = Collector(manager.table, dying(send) if step == "send" else send, lambda _: None)
+        with pytest.raises(Died):
+            first.take(batch, [0])
+    Collector(manager.table, send, lambda _: None).take(batch, [0])
+    assert {r.index: r.state for r in manager.table.results("b")} == {0: State.DONE, 1: State.FAILED}
+    assert {each.index for each in manager.table.attempts("b")} == {2}
+    # Task 3, of which the file says nothing, is sent again as well.
+    assert {letter.message.first for letter, _ in sent} == {2, 3}
+    assert all(sources == ((batch.id, 0),) for _, sources in sent)
+    assert batch.live() == set()
+
+
+def test_a_row_that_is_there_is_not_sent_again(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").letters([Letter(message=part(message, x)) for x in range(4)])
+    manager.table.record([Result.done("b", 1)])
+    sent: list[Letter] = []
+    Collector(manager.table, lambda letters, _: sent.extend(letters), lambda _: None).take(batch, [0])
+    assert [letter.message.first for letter in sent] == [0, 2, 3]
+
+
+def test_files_of_a_bag_that_was_replaced_are_dropped(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").rows([Result.done("b", 0)])
+    batch.head = msgspec.structs.replace(batch.head, uid="other")
+    assert Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0]) == 0
+    assert (list(manager.table.results("b")), batch.live()) == ([], set())
+
+
+@pytest.mark.parametrize(("bag", "index"), [("b", 4), ("other", 0)])
+def test_what_a_node_says_of_other_tasks_is_not_believed(tmp_path, manager, writing, bag, index):
+    message, _ = messages(manager, 8, per_message=4)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").rows([Result.done("b", 0), Result.done(bag, index)])
+    Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
+    (dead,) = manager.table.dead()
+    assert (list(manager.table.results("b")), "it is about other tasks" in dead.reason) == ([], True)
+
+
+def test_what_a_job_of_before_a_cancel_wants_sent_is_void(tmp_path, manager, writing):
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    writing(batch.path / "0.out").rows([Result.done("b", 0)])
+    manager.table.update_bag("b", generation=1)
+    sent: list[Letter] = []
+    Collector(manager.table, lambda letters, _: sent.extend(letters), lambda _: None).take(batch, [0])
+    assert ([row.index for row in manager.table.results("b")], sent) == ([0], [])
+
+
+def test_an_unreadable_file_is_set_aside(tmp_path, manager):
+    (message,) = messages(manager)
+    batch = batch_of(manager, tmp_path, [message])
+    (batch.path / "0.out").write_bytes(b"R{nonsense}\n")
+    Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
+    (dead,) = manager.table.dead()
+    assert (dead.body, "can't be used" in dead.reason, batch.live()) == (b"R{nonsense}\n", True, set())
+
+
+# -- addresses and descriptions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("condor:reads", "it should look like condor:///reads"),
+        ("condor://", "needs a name"),
+        ("condor:///a/b", "needs a name"),
+        ("condor:///a b", "needs a name"),
+        ("condor:///a?foldr=x", "unknown option 'foldr'; there are disk, folder"),
+        ("condor:///a?table=dynamodb", "table is files"),
+        ("condor:///a?disk=much", "'much' is not a size"),
+        ("condor:///a?grace_s=-1", "grace_s must be a number of seconds"),
+        ("condor:///a?split_after_s=x", "split_after_s must be a number of seconds"),
+    ],
+)
+def test_urls_that_make_no_sense(url, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        address_of(url)
+
+
+def test_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = address_of("condor://submit.example.org/reads?disk=1GB&python=/usr/bin/python3&path=/a:/b")
+    assert found.folder == tmp_path / ".mtask/condor/submit.example.org/reads"
+    assert (found.schedd, found.disk_kib, found.path) == ("submit.example.org", 976563, ("/a", "/b"))
+    assert address_of("condor:///reads").folder == tmp_path / ".mtask/condor/local/reads"
+    assert str(tmp_path) in address_of("condor:///reads").path
+
+
+def test_requirements_are_expressions():
+    if importlib.util.find_spec("classad2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
+    import classad2
+
+    from mtask.requirements import Lane, Requirements
+
+    lane = Lane.of(0, Requirements(tags=("blast", "!slow"), only_on=("eu", "u:s")))
+
+    def matches(tags: str | None, due_at: float = 0.0) -> bool:
+        machine = classad2.ClassAd({} if tags is None else {"MtaskTags": tags})
+        job = classad2.ClassAd({"Requirements": classad2.ExprTree(requirements_of(lane, due_at))})
+        return bool(machine.matches(job))
+
+    assert matches("blast, eu")
+    assert matches("blast,u:s")
+    assert not matches("blast")
+    assert not matches("eu")
+    assert not matches("blast,eu,slow")
+    assert not matches(None)
+    assert matches("blast,eu", due_at=1)
+    assert not matches("blast,eu", due_at=4e9)
+
+
+def test_nobody_receives():
+    if importlib.util.find_spec("htcondor2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
+    from mtask.errors import BackendError
+    from mtask_condor import open_queue
+
+    queue = open_queue("condor:///reads")
+    for call in (
+        lambda: queue.receive(max_messages=1, lease_s=1, wait_s=1),
+        lambda: queue.extend([Delivery(body=b"", token=0)], lease_s=1),
+        lambda: queue.delete([]),
+        lambda: queue.release([]),
+    ):
+        with pytest.raises(BackendError, match="mtask wait"):
+            call()
