@@ -99,7 +99,8 @@ class CondorFleet:
             settings = self._store(spec, environment, code, owner)
             self.schedd.release(self._mine, "mtask fleet up")
             self._ensure_keeper(spec, keeper)
-            self._keep(self.record(), settings, spec.least)
+            wanted = self.seen().wanted  # those that wait keep their place
+            self._keep(self.record(), settings, spec.least if wanted is None else wanted)
 
     def keep(self, wanted: int) -> None:
         with self.changing():
@@ -134,7 +135,8 @@ class CondorFleet:
             self.schedd.remove(self._keepers, "mtask fleet down")
             here = [pilot for pilot in self.pilots() if now or pilot.state != LEAVING]
             self.schedd.remove(self._mine, "mtask fleet down", now=now)
-            (self.folder / "environment.json").unlink(missing_ok=True)
+            for name in ("environment.json", "keeper.json"):
+                (self.folder / name).unlink(missing_ok=True)
         return len(here)
 
     # -- for the keeper -----------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Schedd:
             with self._errors(), self._lock:
                 self._found().edit(constraint, "WantGracefulRemoval", "false")
         self._act("Remove", constraint, why)
+        if now:  # those that had been told before: HTCondor lets nobody else hurry them
+            self._act("RemoveX", f"({constraint}) && JobStatus == 3", why)
 
     def release(self, constraint: str, why: str) -> None:
         """What is held."""

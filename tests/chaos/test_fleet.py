@@ -22,11 +22,12 @@ import pytest
 from mtask.manager import BagHandle, Manager, connect
 from mtask.model import Result
 from mtask.shipping import pack
-from tests.servers.condor import PROGRAM, CondorPool, wait_until
+from tests.servers.condor import ROOT, CondorPool, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 LONG_S = 90.0
 TASKS = Path(__file__).with_name("fleet_tasks.py")
+PERSONAL_POOL = (sys.executable, str(ROOT / "condor/pool.py"))
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +46,17 @@ def home(pool: CondorPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Camp:
     """A folder with a queue and a table on the disk, and commands that are given there."""
 
-    def __init__(self, pool: CondorPool, home: Path) -> None:
+    def __init__(self, pool: CondorPool, home: Path, queue: str = "") -> None:
+        """`queue`: with the table, in a file, unless it is said here."""
         self.pool = pool
         self.folder = pool.folder / f"camp-{uuid.uuid4().hex[:8]}"
         self.marks = self.folder / "marks"
         self.marks.mkdir(parents=True)
         shutil.copy(TASKS, self.folder)
         self.url = f"sqlite:///{self.folder}/mtask.db"
-        self.env = os.environ | {"PYTHONPATH": str(home), "MTASK_QUEUE": self.url, "MTASK_TABLE": self.url}
-        self.manager: Manager = connect(self.url)
+        urls = {"MTASK_QUEUE": queue or self.url, "MTASK_TABLE": self.url}
+        self.env = os.environ | {"PYTHONPATH": str(home)} | urls
+        self.manager: Manager = connect(queue or self.url, self.url)
         for path in (self.folder, *self.folder.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
 
@@ -116,16 +119,21 @@ class Camp:
 
 
 @pytest.fixture
-def camp_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[CondorPool], Camp]]:
+def camp_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Camp]]:
     monkeypatch.syspath_prepend(str(TASKS.parent))
     made: list[Camp] = []
-    yield lambda pool: made.append(Camp(pool, home)) or made[-1]  # type: ignore[func-returns-value]
+
+    def make(pool: CondorPool, queue: str = "") -> Camp:
+        made.append(Camp(pool, home, queue))
+        return made[-1]
+
+    yield make
     for camp in made:
         camp.manager.close()
 
 
 @pytest.fixture
-def camp(pool: CondorPool, camp_of: Callable[[CondorPool], Camp]) -> Iterator[Camp]:
+def camp(pool: CondorPool, camp_of: Callable[..., Camp]) -> Iterator[Camp]:
     camp = camp_of(pool)
     yield camp
     if (camp.folder / ".mtask/fleets/fleet/place").exists():
@@ -140,14 +148,19 @@ def camp(pool: CondorPool, camp_of: Callable[[CondorPool], Camp]) -> Iterator[Ca
 def own_pool(pool: CondorPool, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CondorPool]:
     """A second pool, which may be killed. What jobs import lies in the folder of the first."""
     folder = pool.folder.parent / "own"
-    program = [sys.executable, str(PROGRAM.with_name("pool.py"))]
-    done = subprocess.run(
-        [*program, "start", "--folder", str(folder)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    monkeypatch.setenv("CONDOR_CONFIG", str(folder / "condor_config"))
-    yield CondorPool(folder, pool.python, pool.path)
-    subprocess.run([*program, "stop", "--folder", str(folder)], timeout=60)
+    try:
+        done = subprocess.run(
+            [*PERSONAL_POOL, "start", "--folder", str(folder)], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("CONDOR_CONFIG", str(folder / "condor_config"))
+        yield CondorPool(folder, pool.python, pool.path)
+    finally:
+        stop(folder)
+
+
+def stop(folder: Path) -> None:
+    subprocess.run([*PERSONAL_POOL, "stop", "--folder", str(folder)], timeout=60)
 
 
 def processes_of(place: Path) -> list[int]:
@@ -201,22 +214,22 @@ def test_workers_come_with_the_backlog_and_go_with_it(camp: Camp) -> None:
 
 
 def test_workers_that_are_killed_with_their_pool_come_again(
-    own_pool: CondorPool, camp_of: Callable[[CondorPool], Camp]
+    own_pool: CondorPool, camp_of: Callable[..., Camp]
 ) -> None:
-    camp = camp_of(own_pool)
-    camp.up("--workers", "3")
+    check_that_nothing_is_lost(camp_of(own_pool))
+
+
+def check_that_nothing_is_lost(camp: Camp, *more: str) -> None:
+    camp.up("--workers", "3", *more)
     bag = camp.submit("marked", 60, folder=str(camp.marks), seconds=0.3)
     wait_until(lambda: len(camp.begun()) > 6, "they work", LONG_S)
-    restart = kill_all(own_pool)
-    done = bag.counts().done
-    assert done < 60, "killed in the middle"
+    restart = kill_all(camp.pool)
+    assert bag.counts().done < 60, "killed in the middle"
     master = restart()
     try:
         results = camp.finish(bag)
     finally:
-        subprocess.run(
-            [sys.executable, str(PROGRAM.with_name("pool.py")), "stop", "--folder", str(own_pool.folder)]
-        )
+        stop(camp.pool.folder)
         master.wait(30)
     assert [result.value for result in results] == [2 * x for x in range(60)]
     workers = {line for path in camp.marks.iterdir() for line in path.read_text().split()}
@@ -271,6 +284,19 @@ def test_down_drains_and_up_goes_on(camp: Camp) -> None:
     assert begun == {1: 5}, "no task ran twice"
 
 
+def test_down_now_kills_who_still_drains(camp: Camp) -> None:
+    bag = camp.submit("wait", 1, folder=str(camp.marks))
+    camp.up("--workers", "1", "--grace", "10m")
+    wait_until(lambda: camp.begun(), "one works", LONG_S)
+    camp("down")
+    found = camp.status()
+    assert (found["leaving"], found["running"], found["down"]) == (1, 0, True)
+    assert "1 worker killed" in camp("down", "--now")
+    wait_until(lambda: not camp.pilots(), "it is gone", 30)
+    wait_until(lambda: not processes_of(camp.folder), "and so is its task", 30)
+    assert bag.counts().done == 0
+
+
 def test_a_node_without_python_is_named_and_mended(camp: Camp) -> None:
     broken = camp.folder / "python-of-old"
     broken.write_text("#!/bin/sh\ncase $2 in *version_info*11*) exit 1;; esac\necho CPython-3.6-x86_64\n")
@@ -295,6 +321,9 @@ def test_what_no_machine_has_is_said(camp: Camp) -> None:
     (trouble,) = camp.status()["troubles"]
     assert trouble.startswith("1 worker waits in vain: no machine of the pool has cpus=64 ")
     assert "its only one offers cpus=8, memory=8.59GB, " in trouble
+    waits = camp.pilots("ClusterId")
+    camp.up("--workers", "3", "--cpus", "64", "-j", "1")
+    assert camp.pilots("ClusterId") == waits, "the same again leaves those that wait in their place"
     camp.up("--workers", "2", "--require", "TARGET.Moon =?= True")
     wait_until(lambda: "Moon" in str(camp.status()["troubles"]), "it says so", LONG_S)
     camp.up("--workers", "2", "--tag", "x")
