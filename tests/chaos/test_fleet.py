@@ -22,6 +22,8 @@ import pytest
 from mtask.manager import BagHandle, Manager, connect
 from mtask.model import Result
 from mtask.shipping import pack
+from mtask_condor.fleet import CondorFleet
+from mtask_condor.keeper import step
 from tests.servers.condor import ROOT, CondorPool, wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -61,9 +63,12 @@ class Camp:
             path.chmod(0o777 if path.is_dir() else 0o666)
 
     def __call__(self, *args: str, code: int = 0, **env: str) -> str:
-        """`mtask fleet …`; what it printed."""
+        """`mtask fleet …`; what it printed. A fleet is made from what the pool's user can read."""
+        python = self.pool.python
+        if args[0] != "up":
+            python, env = sys.executable, {"PYTHONPATH": f"{ROOT}:{ROOT / 'backends'}"} | env
         done = subprocess.run(
-            [self.pool.python, "-m", "mtask", "fleet", *args],
+            [python, "-m", "mtask", "fleet", *args],
             cwd=self.folder,
             env=self.env | env,
             capture_output=True,
@@ -370,6 +375,27 @@ def test_the_keeper_is_killed_and_removed(camp: Camp) -> None:
     camp.finish(bag)
     wait_until(lambda: not camp.pilots(), "without --min, none stays", LONG_S)
     assert camp.status()["troubles"] == []
+
+
+def test_two_keepers_and_a_command_agree(camp: Camp, monkeypatch: pytest.MonkeyPatch) -> None:
+    bag = camp.submit("wait", 4, folder=str(camp.marks))
+    camp.up("--workers", "3")
+    for name in ("MTASK_QUEUE", "MTASK_TABLE"):
+        monkeypatch.setenv(name, "what a keeper sets anew")
+    folder = camp.folder / ".mtask/fleets/fleet"
+    fleet = CondorFleet("condor", folder)
+    before = fleet.record()
+    environment = json.loads((folder / "environment.json").read_bytes())
+    for _ in range(5):
+        manager = step(fleet, fleet.record(), None)
+        assert manager is not None
+        manager.close()
+        fleet.up(before.spec, environment, None)
+        assert (len(camp.pilots()), fleet.seen().wanted) == (3, 3)
+    assert fleet.record() == before
+    wait_until(lambda: len(camp.begun()) == 3, "they work", LONG_S)
+    (camp.marks / "gate").touch()
+    camp.finish(bag)
 
 
 def test_a_worker_lives_no_longer_than_it_may(camp: Camp) -> None:
