@@ -7,6 +7,8 @@ text. It may have more:
     make_queue(url), make_table(url)  make what isn't there yet; return [(what, MADE | THERE | CHANGED), …]
     diagnose(urls, roles)             findings (`mtask.doctor.Finding`) about those of its URLs that are in use, and about
                                       what somebody in these roles (of ROLES) must be allowed
+    open_fleet(place, folder)         a fleet of workers (`mtask.fleet.Fleet`) whose files are in `folder`
+    WORKER_ENVIRONMENT                names of the variables by which its client finds credentials; a fleet takes them along
 
 Ours are listed here, so that opening one costs no search; anybody else's is found by its entry
 point in the group `mtask.backends`, whose name is the scheme.
@@ -25,7 +27,10 @@ from mtask.queue import Queue
 from mtask.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mtask.doctor import Finding
+    from mtask.fleet import Fleet
 
 __all__ = [
     "BUILTIN",
@@ -36,11 +41,13 @@ __all__ = [
     "backend",
     "diagnose",
     "make",
+    "open_fleet",
     "open_queue",
     "open_table",
     "scheme_of",
     "shown",
     "table_beside",
+    "worker_environment",
 ]
 
 ROLES = ("manager", "worker")
@@ -62,6 +69,8 @@ BUILTIN = {
     "sqs": ("mtask_aws", "aws"),
 }
 """Scheme → (module, pip extra), in alphabetical order."""
+FLEETS = ("condor",)
+"""Those of them that start workers."""
 
 
 def open_queue(url: str) -> Queue:
@@ -109,6 +118,21 @@ def diagnose(queue: str, table: str, roles: Collection[str] = ROLES) -> Iterator
         if hasattr(found, "diagnose"):
             own = [url for url in urls if backend(url) is found]
             yield from cast("Iterator[Finding]", found.diagnose(own, roles))
+
+
+def open_fleet(place: str, folder: Path) -> Fleet:
+    """The fleet at a place: the scheme of a backend, or a URL. Raises UsageError."""
+    url = place if ":" in place else f"{place}:"
+    if scheme_of(url) not in BUILTIN and ":" not in place:
+        known = ", ".join(sorted(FLEETS))
+        raise UsageError(f"there are no fleets on {place!r}; there are on {known}")
+    return cast("Fleet", _factory(url, "open_fleet", "fleet")(place, folder))
+
+
+def worker_environment(queue: str, table: str) -> list[str]:
+    """Names of variables that workers of these need, where they are set here: credentials, mostly."""
+    names = (getattr(backend(url), "WORKER_ENVIRONMENT", ()) for url in (queue, table))
+    return list(dict.fromkeys(name for each in names for name in each))
 
 
 def shown(url: str) -> str:

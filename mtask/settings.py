@@ -12,7 +12,7 @@ from urllib.parse import quote
 from mtask.errors import UsageError
 from mtask.registry import scheme_of, shown, table_beside
 
-__all__ = ["DEFAULT_URL", "FILE", "Urls", "find_urls"]
+__all__ = ["DEFAULT_URL", "FILE", "Urls", "absolute", "find_urls"]
 
 DEFAULT_URL = "sqlite:///.mtask/mtask.db"
 FILE = "mtask.toml"
@@ -49,6 +49,16 @@ def find_urls(queue: str | None = None, table: str | None = None) -> Urls:
     if table is None:
         table = (queue and table_beside(queue)) or DEFAULT_URL
     return Urls(queue or DEFAULT_URL, table)
+
+
+def absolute(url: str) -> str:
+    """The same place for a process that works in another folder."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or path.startswith("/"):
+        return url
+    if path.startswith("~"):
+        return f"sqlite:///{quote(os.path.expanduser(path))}"
+    return f"sqlite:///{quote(str(Path.cwd()))}/{path}"
 
 
 def _place(url: str) -> str:

@@ -19,6 +19,7 @@ from mtask_aws.table import DynamoTable
 
 __all__ = [
     "PRICES",
+    "WORKER_ENVIRONMENT",
     "DynamoTable",
     "SqsQueue",
     "diagnose",
@@ -32,6 +33,15 @@ __all__ = [
     "table_beside",
     "table_units",
 ]
+
+WORKER_ENVIRONMENT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+)
 
 
 def open_queue(url: str) -> SqsQueue:

@@ -11,25 +11,44 @@
 
 A job is started on its message by HTCondor alone: there is no worker that receives. Retries, and the pieces of a
 message that takes too long, are brought back with the results, and sent by whoever records these.
+
+HTCondor also starts workers for any other queue: `mtask fleet up condor`, see `mtask_condor.fleet`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtask.errors import UsageError
 from mtask_condor.address import address_of
 from mtask_condor.queue import CondorQueue
 
-__all__ = ["CondorQueue", "open_queue"]
+if TYPE_CHECKING:
+    from mtask_condor.fleet import CondorFleet
+
+__all__ = ["CondorQueue", "open_fleet", "open_queue"]
 
 # None of these imports htcondor2: this package is imported on execute nodes, too, where there is none.
 
 
 def open_queue(url: str) -> CondorQueue:
     """Raises UsageError for a URL that makes no sense. The schedd is asked when it is needed."""
+    _require_client()
+    return CondorQueue(address_of(url))
+
+
+def open_fleet(place: str, folder: Path) -> CondorFleet:
+    """As mtask.registry says. Raises UsageError for a place that makes no sense; the schedd is asked when it is needed."""
+    from mtask_condor.fleet import CondorFleet
+
+    _require_client()
+    return CondorFleet(place, folder)
+
+
+def _require_client() -> None:
     if importlib.util.find_spec("htcondor2") is None:
         raise UsageError(
             "the backend of condor:// is not installed (no module 'htcondor2'): pip install 'mtask[condor]'"
         )
-    return CondorQueue(address_of(url))

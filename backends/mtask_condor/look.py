@@ -15,7 +15,7 @@ from mtask_condor.batch import Batch
 from mtask_condor.collector import Removed
 from mtask_condor.jobs import Jobs, quoted
 
-__all__ = ["standing"]
+__all__ = ["offers", "standing"]
 
 _STATES = {1: "idle", 2: "running", 5: "held", 6: "running", 7: "held"}
 _ATTRIBUTES = (
@@ -93,7 +93,7 @@ def _unmatched(
             tags = [*requires.tags, *(f"one of {', '.join(requires.only_on)}" for _ in requires.only_on[:1])]
             needs += f" tags={','.join(tags)}" if tags else ""
             verb = "1 job needs" if count == 1 else f"{count:,} jobs need"
-            found.append(f"{verb} {needs}: no machine of the pool has that; {_offers(machines)}")
+            found.append(f"{verb} {needs}: no machine of the pool has that; {offers(machines)}")
     return found
 
 
@@ -109,7 +109,9 @@ def _fits(
     return enough and tags and (not requires.only_on or bool(has & set(requires.only_on)))
 
 
-def _offers(machines: Sequence[dict[str, Any]]) -> str:
+def offers(machines: Sequence[Any]) -> str:
+    """The most that there is, for people."""
+
     def most(name: str) -> int:
         return max(int(machine.get(f"TotalSlot{name}", 0)) for machine in machines)
 
