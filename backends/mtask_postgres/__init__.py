@@ -17,6 +17,7 @@ from mtask_postgres.setup import make_queue, make_table
 from mtask_postgres.table import PostgresTable
 
 __all__ = [
+    "WORKER_ENVIRONMENT",
     "Database",
     "PostgresQueue",
     "PostgresTable",
@@ -26,6 +27,8 @@ __all__ = [
     "open_queue",
     "open_table",
 ]
+
+WORKER_ENVIRONMENT = ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSERVICEFILE")
 
 
 def open_queue(url: str) -> PostgresQueue:

@@ -14,7 +14,9 @@ from mtask_rabbitmq.doctor import diagnose
 from mtask_rabbitmq.queue import RabbitQueue
 from mtask_rabbitmq.topology import make_queue
 
-__all__ = ["RabbitQueue", "diagnose", "make_queue", "open_queue"]
+__all__ = ["WORKER_ENVIRONMENT", "RabbitQueue", "diagnose", "make_queue", "open_queue"]
+
+WORKER_ENVIRONMENT = ("MTASK_AMQP_PASSWORD",)
 
 
 def open_queue(url: str) -> RabbitQueue:

@@ -24,7 +24,9 @@ from mtask.model import Result
 from mtask.shipping import pack
 from mtask_condor.fleet import CondorFleet
 from mtask_condor.keeper import step
+from mtask_rabbitmq import make_queue
 from tests.servers.condor import ROOT, CondorPool, wait_until
+from tests.servers.rabbitmq import Broker
 
 pytestmark = pytest.mark.timeout(600)
 LONG_S = 90.0
@@ -36,7 +38,12 @@ PERSONAL_POOL = (sys.executable, str(ROOT / "condor/pool.py"))
 def home(pool: CondorPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mtask and all that it needs, where the pool's user can read it."""
     archive = tmp_path_factory.mktemp("home") / "code.tar.gz"
-    pack(archive, archive.parent, packages=["mtask_sqlite", "mtask_condor"], extras=["condor"])
+    pack(
+        archive,
+        archive.parent,
+        packages=["mtask_sqlite", "mtask_condor", "mtask_rabbitmq"],
+        extras=["condor", "rabbitmq"],
+    )
     place = pool.folder / "home"
     with tarfile.open(archive) as opened:
         opened.extractall(place)
@@ -222,6 +229,13 @@ def test_workers_that_are_killed_with_their_pool_come_again(
     own_pool: CondorPool, camp_of: Callable[..., Camp]
 ) -> None:
     check_that_nothing_is_lost(camp_of(own_pool))
+
+
+def test_over_rabbitmq_too(own_pool: CondorPool, camp_of: Callable[..., Camp], rabbitmq: Broker) -> None:
+    url = rabbitmq.url()
+    make_queue(url)
+    camp = camp_of(own_pool, url)
+    check_that_nothing_is_lost(camp)
 
 
 def check_that_nothing_is_lost(camp: Camp, *more: str) -> None:
