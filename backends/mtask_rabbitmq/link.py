@@ -183,6 +183,8 @@ class Line:
         self.on_close: Callable[[], None] = lambda: None
         self.on_confirm: Callable[[int, bool, bool], None] = _nothing
         self.on_return: Callable[[str, str], None] = _nothing
+        self.on_late: Callable[[int, spec.BasicProperties, bytes], None] = _nothing
+        """Is called with what comes when its consumer is gone."""
         self._channel: Any = None
         self._waiting: set[asyncio.Future[Any]] = set()
         self._takers: dict[str, Callable[[int, spec.BasicProperties, bytes], None]] = {}
@@ -260,10 +262,12 @@ class Line:
         return tag
 
     async def cancel(self, tag: str) -> None:
-        """When it returns, all that was delivered is there."""
+        """When it returns, what was delivered is there, but for what is late."""
         try:
             if self.is_open and tag in self._on_gone:
                 await self.ask("basic_cancel", "cancelling", consumer_tag=tag)
+                # The broker's channel answers before it passes on what the queue had sent it until then.
+                await self.sync()
         finally:
             self._takers.pop(tag, None)
             self._on_gone.pop(tag, None)
@@ -297,10 +301,7 @@ class Line:
 
     def _deliver(self, consumer: str, tag: int, properties: spec.BasicProperties, body: bytes) -> None:
         taker = self._takers.get(consumer)
-        if taker is None:  # a node of a cluster may be late
-            self.give_back(tag)
-        else:
-            taker(tag, properties, body)
+        (taker or self.on_late)(tag, properties, body)
 
     def _answer_get(self, answer: tuple[int, spec.BasicProperties, bytes] | None) -> None:
         if self._got is not None and not self._got.done():

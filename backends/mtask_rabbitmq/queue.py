@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ LIMITS = QueueLimits(
     delay_s=names.DELAY_S,
     wait_s=20.0,
 )
+LATE_S = 10.0
+"""Of the lease of what nobody asked for any more."""
 EXTEND_S = 10.0
 """An answer that takes longer is none: leases are extended often enough to try again."""
 
@@ -63,6 +66,7 @@ class RabbitQueue:
         self._opening: asyncio.Lock | None = None
         self._woken: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     def open(cls, url: str, *, clock: Callable[[], float] = time.monotonic) -> RabbitQueue:
@@ -197,7 +201,19 @@ class RabbitQueue:
             if self._line is None or not self._line.is_open:
                 line = self._line = await self.broker.line()
                 line.on_close = lambda: self._learn(line)
+                line.on_late = functools.partial(self._late, line)
             return self._line
+
+    def _late(self, line: Line, tag: int, properties: BasicProperties, body: bytes) -> None:
+        """A broker may deliver after it has said that a consumer is cancelled: nobody asked for this any more."""
+        delivery = self._lease(line, tag, properties, body, LATE_S)
+        task = asyncio.ensure_future(self._give_back(delivery))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_back(self, delivery: Delivery) -> None:
+        with suppress(BackendError):  # then the broker gets it when its lease is over
+            await self._release([delivery], 0)
 
     def _learn(self, line: Line) -> None:
         """The broker says its timeout when it closes a channel for it."""
