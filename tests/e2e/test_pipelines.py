@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import signals_as_usual
 from tests.servers.process import missing
 
 LIMIT_S = 110
@@ -102,6 +103,7 @@ def test_an_interrupted_pipeline_goes_on(node, pipeline):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=signals_as_usual,
     )
     try:
         end_s = time.monotonic() + LIMIT_S

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mtask.errors import UnavailableError
-from mtask.model import Counts
+from mtask.manager import connect
+from mtask.model import Counts, Result
 from mtask.progress import Progress, Ticker, duration, eta
 
 
@@ -15,7 +16,7 @@ class FakeBag:
     def __init__(self, *counts):
         self._counts = list(counts)
 
-    def counts(self):
+    def counts_of_late(self):
         counts = self._counts.pop(0) if len(self._counts) > 1 else self._counts[0]
         if isinstance(counts, Exception):
             raise counts
@@ -101,3 +102,21 @@ def test_a_ticker_survives_a_table_that_is_out_of_reach():
         assert ticker.is_alive()
         ticker.stop()
         assert not ticker.is_alive()
+
+
+def test_a_table_that_bills_is_asked_no_more_often_than_it_says(tmp_path, monkeypatch):
+    now = [1000.0]
+    with connect(f"sqlite:///{tmp_path}/t.db") as mt:
+        name = mt.submit([{"x": 1}], run="true {x}").name
+        monkeypatch.setattr(mt.table, "poll_s", 2.0, raising=False)
+        monkeypatch.setattr("mtask.manager.time.monotonic", lambda: now[0])
+        bag = mt.bag(name)
+        assert not bag.finished()
+        mt.table.record([Result.done(name, 0)])
+        now[0] += 1.9
+        assert not bag.finished()
+        assert bag.counts_of_late().done == 0
+        assert bag.counts().done == 1
+        now[0] += 0.2
+        assert bag.finished()
+        assert bag.counts_of_late().done == 1
