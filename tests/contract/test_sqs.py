@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,17 @@ class TestFifoQueue(SqsFixtures, QueueContract):
         self.expire()
         extended, lost = queue.extend([expired, held], lease_s=self.short_s)
         assert ([given for given, _ in extended], lost) == ([held], [expired])
+
+    def test_one_that_waits_gets_it_when_its_time_comes(self, queue: Queue) -> None:
+        """It is put off when it is seen first: the clock must not be moved in that moment."""
+        queue.send([a_message()], delay_s=self.short_s)
+        self.assert_nothing(queue)
+        taken: list[Delivery] = []
+        thread = threading.Thread(target=lambda: taken.extend(self.take(queue)))
+        thread.start()
+        self.expire()
+        thread.join()
+        assert len(taken) == 1
 
     def test_depth(self, queue: Queue) -> None:
         """What is delayed counts as ready, until somebody has seen it."""
