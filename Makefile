@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # What the tests, the types and the docs import. A new backend's extra goes here, then `make lock`.
 LOCKED_EXTRAS := aws condor postgres rabbitmq files notebook checkpoints examples
 
-# More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases'
+# More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases', or ARGS='-n 2 --dist=loadfile'
 ARGS ?=
 
 .PHONY: help demo test servers lint format format-check types docs bench peers chaos lock clean
@@ -29,7 +29,7 @@ demo: $(DEMO) ## run the genomics example here and now: seconds, no account, no 
 
 test: $(DEV) servers ## run all tests, with coverage
 	@export COVERAGE_CORE=$$($(PYTHON_VENV) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
-	$(PYTHON_VENV) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --cov --cov-report=term $(ARGS)
+	$(PYTHON_VENV) -m pytest --cov --cov-report=term $(ARGS)
 
 servers: ## install the servers that the tests use, where that is allowed
 	@bash scripts/setup-servers
