@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bag": "model",
-    "BagHandle": "manager",
+    "BagHandle": "bag",
     "Counts": "model",
     "Fail": "task",
     "Retry": "task",
@@ -84,6 +84,7 @@ __all__ = [  # noqa: RUF022 the functions first
 ]
 
 if TYPE_CHECKING:
+    from mtask.bag import BagHandle
     from mtask.errors import (
         BackendError,
         BagExistsError,
@@ -102,7 +103,7 @@ if TYPE_CHECKING:
     )
     from mtask.executor import Executor
     from mtask.local import map  # noqa: A004 as the builtin, on many cores
-    from mtask.manager import BagHandle, Manager, connect
+    from mtask.manager import Manager, connect
     from mtask.model import Bag, Counts, Result, Spec, State
     from mtask.task import Fail, Retry, checkpoint_dir, stopping
 

@@ -25,7 +25,7 @@ from mtask.model import Result, State
 if TYPE_CHECKING:
     import pandas
 
-    from mtask.manager import BagHandle
+    from mtask.bag import BagHandle
 
 __all__ = ["FORMATS", "OWN_COLUMNS", "Rows", "to_pandas", "write"]
 

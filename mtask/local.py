@@ -18,8 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mtask.bag import BagHandle
 from mtask.errors import TaskFailedError, UsageError
-from mtask.manager import BagHandle, Manager, connect
+from mtask.manager import Manager, connect
 from mtask.model import Result, Spec, State
 from mtask.sources import RowsSource
 from mtask.status import headline

@@ -15,7 +15,7 @@ from mtask.model import Counts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mtask.manager import BagHandle
+    from mtask.bag import BagHandle
 
 __all__ = ["Progress", "Ticker", "duration", "eta"]
 

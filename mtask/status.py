@@ -17,7 +17,7 @@ from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStat
 from mtask.table import Table
 
 if TYPE_CHECKING:
-    from mtask.manager import BagHandle
+    from mtask.bag import BagHandle
 
 __all__ = [
     "BagStatus",

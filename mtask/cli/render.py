@@ -20,8 +20,8 @@ from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
 
 if TYPE_CHECKING:
+    from mtask.bag import BagHandle
     from mtask.export import Rows
-    from mtask.manager import BagHandle
 
 __all__ = ["bag_panel", "bags_table", "dead_tables", "print_json", "print_summary", "results_table"]
 

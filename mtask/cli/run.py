@@ -15,7 +15,8 @@ from mtask.cli.task_options import task_options
 from mtask.cli.work import Saying, make_worker, slot_options, work_until, worker_options
 
 if TYPE_CHECKING:
-    from mtask.manager import BagHandle, Manager
+    from mtask.bag import BagHandle
+    from mtask.manager import Manager
     from mtask.sources import Source
     from mtask.submit import Prepared
     from mtask.worker.supervisor import Worker

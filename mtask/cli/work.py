@@ -13,7 +13,8 @@ from mtask.cli.common import Duration, Whole, connect, places
 from mtask.cli.types import Cpus, GpuIds, Memory, Size, Tags
 
 if TYPE_CHECKING:
-    from mtask.manager import BagHandle, Manager
+    from mtask.bag import BagHandle
+    from mtask.manager import Manager
     from mtask.worker.supervisor import Worker
 
 __all__ = ["Saying", "make_worker", "slot_options", "work_until", "worker", "worker_options"]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import mtask.submit
-from mtask.manager import BagHandle, Manager
+from mtask.bag import BagHandle
+from mtask.manager import Manager
 from mtask.model import Message, State
 from mtask.testing.faults import Faults, FaultyQueue, FaultyTable
 from mtask.worker.supervisor import Options, Worker

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtask.manager import BagHandle, connect
+from mtask.bag import BagHandle
+from mtask.manager import connect
 from mtask.model import Result
 from mtask.settings import Urls
 

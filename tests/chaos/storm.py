@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mtask.manager import BagHandle
+from mtask.bag import BagHandle
 from mtask.model import Reason, Result, State
 from mtask.settings import Urls
 from tests.chaos.harness import Site, WorkerProcess

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtask.manager import BagHandle
+from mtask.bag import BagHandle
 from mtask.model import Message, State
 from tests.chaos.harness import Site, check, wait_for
 

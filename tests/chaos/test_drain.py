@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mtask.manager import BagHandle
+from mtask.bag import BagHandle
 from mtask.model import State
 from mtask.worker.options import time_to_save_s
 from mtask.worker.supervisor import Options, Worker

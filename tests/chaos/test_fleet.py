@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from mtask.manager import BagHandle, Manager, connect
+from mtask.bag import BagHandle
+from mtask.manager import Manager, connect
 from mtask.model import Result
 from mtask.shipping import pack
 from mtask_condor.fleet import CondorFleet

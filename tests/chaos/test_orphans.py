@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mtask
-from mtask.manager import BagHandle
+from mtask.bag import BagHandle
 from tests.chaos.harness import Site, WorkerProcess, exists, wait_for
 
 GONE_S = 5.0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mtask.manager import BagHandle
+from mtask.bag import BagHandle
 from mtask.model import Result, State
 from tests.chaos.harness import Site, WorkerProcess, check, wait_for
 

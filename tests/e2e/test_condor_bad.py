@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mtask.bag import BagHandle
 from mtask.errors import BackendError, UnavailableError, UnusableError, UsageError
-from mtask.manager import BagHandle, Manager, connect
+from mtask.manager import Manager, connect
 from mtask.model import Counts
 from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
 

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtask.bag import BagHandle
 from mtask.errors import MtaskError, UsageError
-from mtask.manager import BagHandle, Manager, connect
+from mtask.manager import Manager, connect
 from mtask.model import Message, State
 from mtask.registry import make
 from mtask.submit import check_name

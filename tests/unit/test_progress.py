@@ -6,7 +6,7 @@ import pytest
 
 from mtask.errors import UnavailableError
 from mtask.manager import connect
-from mtask.model import Counts, Result
+from mtask.model import Counts, Failure, Reason, Result
 from mtask.progress import Progress, Ticker, duration, eta
 
 
@@ -109,7 +109,7 @@ def test_a_table_that_bills_is_asked_no_more_often_than_it_says(tmp_path, monkey
     with connect(f"sqlite:///{tmp_path}/t.db") as mt:
         name = mt.submit([{"x": 1}], run="true {x}").name
         monkeypatch.setattr(mt.table, "poll_s", 2.0, raising=False)
-        monkeypatch.setattr("mtask.manager.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("mtask.bag.time.monotonic", lambda: now[0])
         bag = mt.bag(name)
         assert not bag.finished()
         mt.table.record([Result.done(name, 0)])
@@ -120,3 +120,16 @@ def test_a_table_that_bills_is_asked_no_more_often_than_it_says(tmp_path, monkey
         now[0] += 0.2
         assert bag.finished()
         assert bag.counts_of_late().done == 1
+
+
+def test_a_bag_that_is_tried_again_is_not_finished_however_short_ago_it_was(tmp_path, monkeypatch):
+    with connect(f"sqlite:///{tmp_path}/t.db") as mt:
+        bag = mt.submit([{"x": 1}], run="false {x}")
+        monkeypatch.setattr(mt.table, "poll_s", 60.0, raising=False)
+        failure = Failure(reason=Reason.EXIT, type="exit", message="1")
+        mt.table.record([Result.failed(bag.name, 0, failure)])
+        bag = mt.bag(bag.name)
+        assert bag.finished()
+        assert bag.counts_of_late().failed == 1
+        bag.retry()
+        assert not bag.finished()

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
+from mtask.bag import BagHandle
 from mtask.errors import UnavailableError
-from mtask.manager import BagHandle, Manager
+from mtask.manager import Manager
 from mtask.model import Bag, Block, Delivery, Message, Result, Spec
 from mtask.portion import Portion
 from mtask.queue import Queue

@@ -1,0 +1,187 @@
+"""A bag as a Python program holds it: counts, results, waiting, retry."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mtask.costs import Bill, Cost, cost_of, used_by
+from mtask.errors import UnavailableError, UsageError
+from mtask.model import Bag, BagState, Counts, Result, State, Task, WorkerStatus
+from mtask.queue import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas
+
+    from mtask.manager import Manager
+
+__all__ = ["BagHandle"]
+
+POLL_S = (0.005, 1.0)
+POLL_GROWTH = 0.003
+"""`wait` asks the table again after this part of the time that it has waited, between those."""
+COLLECT_S = 0.5
+"""The shortest pause where results are collected: what is sent again meanwhile goes together."""
+
+
+class BagHandle:
+    """A bag, wherever its tasks are."""
+
+    def __init__(self, manager: Manager, name: str) -> None:
+        self._manager, self.name = manager, name
+        self._complaint = ""
+        self._poll_s: float = getattr(manager.table, "poll_s", 0.0)
+        self._counted: tuple[float, Counts] | None = None
+        self._unfinished_s = -math.inf
+        """When it was seen last not to be finished (monotonic clock)."""
+
+    def __repr__(self) -> str:
+        return f"<mtask bag {self.name!r}>"
+
+    @property
+    def info(self) -> Bag:
+        """Spec, columns, state and totals, as stored now."""
+        return self._manager.info(self.name)
+
+    def counts(self) -> Counts:
+        return self._manager.table.counts(self.name)
+
+    def standing(self) -> Standing | None:
+        """How its messages stand with a vendor who runs them itself (HTCondor); None: workers do."""
+        return self._manager.standing(self.name)
+
+    def cost(self, workers: Iterable[WorkerStatus] | None = None) -> Cost | None:
+        """What it has used so far of vendors who bill by use, and the price; None: nothing (as on SQLite).
+
+        See `mtask.costs` for what is in it. `workers`: all that the table knows, if they were read just now.
+        """
+        manager, table = self._manager, self._manager.table
+        if all(getattr(each, "meter", None) is None for each in (manager.queue.main, table)):
+            return None
+        used = used_by(table, self.info.uid, table.workers() if workers is None else workers)
+        return cost_of(used, self.counts().ended, manager.prices)
+
+    def counts_of_late(self) -> Counts:
+        """The same for who asks again and again: as old as the table's `poll_s`, if it has one."""
+        now_s = time.monotonic()
+        if self._counted is None or now_s - self._counted[0] >= self._poll_s:
+            self._counted = now_s, self.counts()
+        return self._counted[1]
+
+    def finished(self) -> bool:
+        """Has each task ended, and can none be added? True for a cancelled bag as well.
+
+        A table with a `poll_s` is asked no more often than that: the answer no may be so old."""
+        now_s = time.monotonic()
+        if now_s - self._unfinished_s < self._poll_s:
+            return False
+        state = self.info.state
+        if state is BagState.CANCELLED or (state is BagState.SEALED and self.counts().left == 0):
+            return True
+        self._unfinished_s = now_s
+        return False
+
+    def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
+        """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
+
+        With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
+        """
+        from mtask.progress import Progress
+
+        with Progress(self, shown=progress) as bar:
+            began_s = time.monotonic()
+            while self._collected(bar.say) or not self.finished():
+                waited_s = time.monotonic() - began_s
+                if timeout_s is not None and waited_s > timeout_s:
+                    raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
+                bar.update()
+                least_s = COLLECT_S if self._manager.hands_out else POLL_S[0]
+                time.sleep(min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1]))
+        return self.counts()
+
+    def _collected(self, say: Callable[[str], None]) -> int:
+        """As `Manager.collect`; what a schedd that is away for a while keeps from being sent goes later."""
+        try:
+            return self._manager.collect()
+        except UnavailableError as error:
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                say(f"mtask: {error}")
+            return 0
+
+    def results(
+        self, *, states: Collection[State] | None = None, indexes: Collection[int] | None = None
+    ) -> Iterator[Result]:
+        """The rows so far, in the order of the tasks; streams."""
+        return self._manager.table.results(self.name, states=states, indexes=indexes)
+
+    def attempts(self) -> Iterator[Result]:
+        """The failed attempts that were followed by another, in the order of the tasks; streams."""
+        return self._manager.table.attempts(self.name)
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks with their parameters, in order; streams."""
+        columns = self.info.columns
+        for block in self._manager.table.blocks(self.name):
+            yield from block.tasks(columns)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Parameters and results, one row a task that has ended; a dict's keys become columns."""
+        from mtask.export import to_pandas
+
+        return to_pandas(self)
+
+    def retry(
+        self,
+        *,
+        states: Collection[State] = (State.FAILED, State.EXPIRED),
+        indexes: Collection[int] | None = None,
+        where: str | None = None,
+    ) -> int:
+        """Send the tasks that ended so once more, with fresh attempts; returns how many.
+
+        Their rows become a part of the history (`attempts`). Only those among `indexes`, if given, and
+        for which the condition `where` holds (see `mtask.where`). A cancelled bag is taken up again, with
+        all of its tasks that have not ended.
+        """
+        from mtask.resend import retry
+        from mtask.where import parse_where
+
+        holds = None if where is None else parse_where(where)
+        manager = self._manager
+        info = self.info
+        with Bill(manager.queue, manager.table) as bill:
+            bill.uid = info.uid
+            sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            manager.flush()
+        return sent
+
+    def repair(self) -> int:
+        """Send every task again that has no row, as after the loss of a queue; returns how many.
+
+        Raises UsageError for a bag that is still being submitted, or was cancelled.
+        """
+        from mtask.resend import repair
+
+        info = self.info
+        if info.state not in (BagState.SEALED, BagState.RESENDING):
+            how = (
+                "was cancelled; retry takes it up again"
+                if info.state is BagState.CANCELLED
+                else ("is not completely submitted; the same submit again goes on with it")
+            )
+            raise UsageError(f"the bag {self.name!r} {how}")
+        self._manager.collect()
+        with Bill(self._manager.queue, self._manager.table) as bill:
+            bill.uid = info.uid
+            sent = repair(self._manager.queue, self._manager.table, info)
+            self._manager.flush()
+        return sent
+
+    def cancel(self) -> None:
+        """Run nothing more of this bag; workers stop what they run of it within seconds."""
+        self._manager.cancel(self.name)
