@@ -164,7 +164,9 @@ class Storm:
             time.sleep(0.05)
         for worker in self._alive:
             worker.terminate()
-            if (code := worker.exit_code()) not in self._doomed.get(worker, {0}):
+            code, right = worker.exit_code(), self._doomed.get(worker, {0})
+            # One that has only just been started doesn't listen yet.
+            if code not in right and (code, worker.said()) != (-signal.SIGTERM, ""):
                 self.wrong.append(f"a worker ended with {code}: {worker.said()[-1000:]}")
         self._alive.clear()
 

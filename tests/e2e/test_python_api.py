@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -415,10 +416,10 @@ def test_connect_by_url_and_by_environment(command, monkeypatch):
 def test_the_queue_that_cannot_be_opened_closes_the_table(command):
     with pytest.raises(mtask.UsageError, match="unknown scheme"):
         mtask.connect("nowhere://x", f"sqlite:///{command.folder}/t.db")
-    assert not any(
-        "t.db" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)
-    )
+    assert not [path for path in _open_files() if path.startswith(f"{command.folder}/")]
 
 
-def _is_open(fd: str) -> bool:
-    return os.path.islink(f"/proc/self/fd/{fd}")
+def _open_files() -> Iterator[str]:
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            yield os.readlink(f"/proc/self/fd/{fd}")

@@ -112,6 +112,7 @@ def test_a_table_that_bills_is_asked_no_more_often_than_it_says(tmp_path, monkey
         monkeypatch.setattr("mtask.bag.time.monotonic", lambda: now[0])
         bag = mt.bag(name)
         assert not bag.finished()
+        assert bag.counts_of_late().done == 0
         mt.table.record([Result.done(name, 0)])
         now[0] += 1.9
         assert not bag.finished()
