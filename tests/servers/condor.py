@@ -58,6 +58,17 @@ class CondorPool:
         }
         return f"condor:///{name}?{urlencode(given)}"
 
+    def packages(self, *names: str) -> list[str]:
+        """What is in front of the path of an interpreter that has these installed, too."""
+        place = self.folder / "packages"
+        for name in names:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            assert spec.origin is not None
+            if not (place / name).exists():
+                shutil.copytree(Path(spec.origin).parent, place / name)
+        return [*self.path, str(place)]
+
     def run(self, *args: str) -> str:
         """A program of HTCondor's, as condor_q."""
         return subprocess.run(args, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
