@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -104,6 +105,13 @@ def wait_until(holds: Callable[[], Any], what: str, longest_s: float = PATIENCE_
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[CondorPool]:
+    with running_pool() as it:
+        yield it
+
+
+@contextmanager
+def running_pool() -> Iterator[CondorPool]:
+    """It is this process's pool meanwhile: the environment says so."""
     if importlib.util.find_spec("htcondor2") is None:
         missing("the client of HTCondor", "pip install htcondor")
     folder = Path(tempfile.mkdtemp(prefix=f"mtp-{os.getpid()}-", dir="/tmp"))  # short: it holds unix sockets
@@ -147,6 +155,8 @@ def _for_jobs(place: Path) -> tuple[str, list[str]]:
         )
     for source in (ROOT / "mtask", *(ROOT / "backends").iterdir(), library / "msgspec"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Nobody may write there, and would compile all of it in each job.
+    subprocess.run([python, "-m", "compileall", "-q", str(place)], check=True, timeout=START_S)
     return python, [str(place)]
 
 
