@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -499,7 +500,7 @@ def test_ten_thousand_tasks_and_fifty_thousand_edges(command):
     command.write("d.dag", "\n".join([*lines, *(f"EDGE t{a} t{b}" for a, b in edges)]))
     assert len(edges) == 50_000
     began = subprocess.run(
-        ["env", "python", "-m", "mtask", "pmc", "d.dag", "-q"],
+        [sys.executable, "-m", "mtask", "pmc", "d.dag", "-q"],
         cwd=command.folder,
         capture_output=True,
         text=True,
