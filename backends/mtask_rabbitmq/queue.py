@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from pika import BasicProperties
 
-from mtask.errors import BackendError, SendError, UnavailableError
+from mtask.errors import BackendError, UnavailableError
 from mtask.model import DeadMessage, Delivery, Message
 from mtask.queue import Depth, Extension, QueueLimits
 from mtask_rabbitmq import names
@@ -23,14 +23,14 @@ from mtask_rabbitmq.dead import dead_messages
 from mtask_rabbitmq.errors import MissingError, timeout_of
 from mtask_rabbitmq.leases import Lease, Token
 from mtask_rabbitmq.link import Line
-from mtask_rabbitmq.sender import DELIVERED, UNROUTABLE, Letter
-from mtask_rabbitmq.topology import ensure_delays, make_lane, no_queue
+from mtask_rabbitmq.outgoing import BATCH, MESSAGE_BYTES, Outgoing
+from mtask_rabbitmq.sender import DELIVERED
+from mtask_rabbitmq.topology import make_lane, no_queue
 
 __all__ = ["RabbitQueue"]
 
-BATCH = 200
 LIMITS = QueueLimits(
-    message_bytes=1024 * 1024,
+    message_bytes=MESSAGE_BYTES,
     send_batch=BATCH,
     receive_batch=BATCH,
     lease_s=86_400.0,
@@ -61,6 +61,7 @@ class RabbitQueue:
         self.name = names.physical(self.address.name, lane)
         self.limits = msgspec.structs.replace(LIMITS, hold_s=self.address.consumer_timeout_s)
         self._lane, self._clock = lane, clock
+        self._outgoing = Outgoing(broker, lane)
         self._closed = threading.Event()
         self._line: Line | None = None
         self._opening: asyncio.Lock | None = None
@@ -83,53 +84,9 @@ class RabbitQueue:
             raise
         return cls(broker, clock=clock)
 
-    # -- sending ------------------------------------------------------------------------------------
-
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         self._check_open()
-        fitting, unsent = [], []
-        for message in messages:
-            body = message.encode()
-            if len(body) <= LIMITS.message_bytes:
-                fitting.append((message, body))
-            else:
-                unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
-        for start in range(0, len(fitting), BATCH):
-            batch = fitting[start : start + BATCH]
-            try:
-                answers = self.broker.call(self._send([(body, 0) for _, body in batch], delay_s))
-            except UnavailableError as error:
-                # What was sent before must not be sent again; what may have been sent now is called unsent.
-                if not start:
-                    raise
-                answers = [str(error)] * len(batch)
-            unsent += [(message, why) for (message, _), why in zip(batch, answers, strict=True) if why]
-        if unsent:
-            raise SendError(unsent)
-
-    async def _send(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[str]:
-        """Each with how often it was delivered before; for each why it wasn't sent."""
-        answers = await self.broker.send(await self._letters(bodies, delay_s))
-        lost = [number for number, why in enumerate(answers) if why == UNROUTABLE]
-        if lost:  # a lane that was removed, or a queue
-            self.broker.levels = 0
-            if not self._lane and await self.broker.number(self.name) is None:
-                raise no_queue(self.address)
-            await make_lane(self.broker, self.address.name, self._lane)
-            again = await self._letters([bodies[number] for number in lost], delay_s)
-            for number, why in zip(lost, await self.broker.send(again), strict=True):
-                answers[number] = why
-        return answers
-
-    async def _letters(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[Letter]:
-        if delay_s <= 0:
-            return [Letter("", self.name, body, deliveries) for body, deliveries in bodies]
-        number = names.steps(delay_s)
-        level = await ensure_delays(self.broker, self.address.name, number)
-        if self._lane:  # one that was removed would be missed when they come out
-            await make_lane(self.broker, self.address.name, self._lane)
-        exchange, key = names.delay(self.address.name, level), names.path(number, self.name)
-        return [Letter(exchange, key, body, deliveries) for body, deliveries in bodies]
+        self._outgoing.send(messages, delay_s)
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -286,7 +243,9 @@ class RabbitQueue:
         try:
             for start in range(0, len(leases), BATCH):
                 batch = leases[start : start + BATCH]
-                answers = await self._send([(each.body, each.deliveries - 1) for each in batch], delay_s)
+                answers = await self._outgoing.post(
+                    [(each.body, each.deliveries - 1) for each in batch], delay_s
+                )
                 left = [lease for lease, why in zip(batch, answers, strict=True) if why]
                 for lease, why in zip(batch, answers, strict=True):
                     if not why:

@@ -27,6 +27,7 @@ from mtask.testing.queue_steps import QueueSteps
 from mtask.testing.samples import a_message, index_of, messages
 from mtask_rabbitmq import RabbitQueue, make_queue, names, open_queue
 from mtask_rabbitmq.broker import Broker as Connections
+from mtask_rabbitmq.outgoing import Outgoing
 from mtask_rabbitmq.sender import Letter
 from tests.servers.rabbitmq import PASSWORD, USER, Broker
 
@@ -70,19 +71,19 @@ class RabbitFixtures:
         self.server, self.clock, self.delayed_until_s = rabbitmq, Clock(), 0.0
         self.url = rabbitmq.url()
         make_queue(self.url)
-        init, send = RabbitQueue.__init__, RabbitQueue._send
+        init, send = RabbitQueue.__init__, Outgoing.post
 
         def noted(queue: RabbitQueue, *args: Any, **options: Any) -> None:
             init(queue, *args, **options)
             self.clock.queues.append(queue)
 
-        async def sent(queue: RabbitQueue, bodies: Any, delay_s: float) -> list[str]:
+        async def sent(outgoing: Outgoing, bodies: Any, delay_s: float) -> list[str]:
             if 0 < delay_s <= self.short_s:
                 self.delayed_until_s = time.monotonic() + delay_s + self.margin_s
-            return await send(queue, bodies, delay_s)
+            return await send(outgoing, bodies, delay_s)
 
         monkeypatch.setattr(RabbitQueue, "__init__", noted)
-        monkeypatch.setattr(RabbitQueue, "_send", sent)
+        monkeypatch.setattr(Outgoing, "post", sent)
 
     def advance(self, seconds: float) -> None:
         time.sleep(max(0.0, self.delayed_until_s - time.monotonic()))
@@ -349,6 +350,15 @@ def _matches(pattern: str, words: Sequence[str]) -> bool:
     return len(parts) == len(words) and all(p in ("*", w) for p, w in zip(parts, words, strict=True))
 
 
+class _MovedOutgoing(Outgoing):
+    async def post(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[str]:
+        if not delay_s:
+            return await super().post(bodies, 0)
+        await self._letters([], delay_s)  # with all that is made for it
+        _Moved.harness.later += [(_Moved.harness.now_s + delay_s, self._name, *each) for each in bodies]
+        return [""] * len(bodies)
+
+
 class _Moved(RabbitQueue):
     """Of a machine: delays pass by the machine's clock."""
 
@@ -356,14 +366,8 @@ class _Moved(RabbitQueue):
 
     def __init__(self, broker: Connections, lane: str = "", *, clock: Callable[[], float]) -> None:
         super().__init__(broker, lane, clock=clock)
+        self._outgoing = _MovedOutgoing(broker, lane)
         _Moved.harness.clock.queues.append(self)
-
-    async def _send(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[str]:
-        if not delay_s:
-            return await super()._send(bodies, 0)
-        await self._letters([], delay_s)  # with all that is made for it
-        _Moved.harness.later += [(_Moved.harness.now_s + delay_s, self.name, *each) for each in bodies]
-        return [""] * len(bodies)
 
     async def _delayed(self) -> int:
         return len(_Moved.harness.later)
