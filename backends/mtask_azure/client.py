@@ -37,6 +37,7 @@ __all__ = [
     "ROLE",
     "BeingDeletedError",
     "Client",
+    "GoneError",
     "NoAccountError",
     "NoQueueError",
     "code_of",
@@ -54,6 +55,8 @@ DENIED = {"AuthorizationPermissionMismatch", "InsufficientAccountPermissions", "
 DENIED_SIGNATURE = {"AuthorizationServiceMismatch", "AuthorizationResourceTypeMismatch"}
 DENIED_PLACE = {"AuthorizationSourceIPMismatch", "AuthorizationProtocolMismatch"}
 UNKNOWN = {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"}
+GONE = {"MessageNotFound", "PopReceiptMismatch"}
+"""Azure says the first of an old receipt, Azurite the second."""
 BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests", "AccountBeingCreated"}
 
 Item = TypeVar("Item")
@@ -68,6 +71,10 @@ class BeingDeletedError(UnavailableError):
     """Azure takes the queue away, and keeps its name for half a minute or longer."""
 
 
+class GoneError(BackendError):
+    """Nobody holds the message by this receipt: it is somebody else's, or deleted."""
+
+
 class NoAccountError(UnusableError):
     """Nothing of this name is known to the DNS, or to the server."""
 
@@ -75,8 +82,8 @@ class NoAccountError(UnusableError):
 def code_of(error: Exception) -> str:
     """Azure's own, as `QueueNotFound`; empty where it gave none."""
     code = getattr(error, "error_code", None)
-    if code is None and isinstance(error, HttpResponseError) and error.response is not None:
-        code = error.response.headers.get("x-ms-error-code")
+    if code is None and isinstance(error, HttpResponseError):
+        code = getattr(error.response, "headers", {}).get("x-ms-error-code")
     return str(getattr(code, "value", code) or "")
 
 
@@ -196,6 +203,8 @@ class Client:
             ) from None
         if code == "QueueNotFound":
             raise NoQueueError(f"{shown}: there is no such queue") from None
+        if code in GONE:
+            raise GoneError(f"{shown}: the message is somebody else's, or deleted") from None
         if code == "QueueBeingDeleted":
             raise BeingDeletedError(
                 f"{shown} is being deleted, and Azure keeps its name for half a minute or longer: trying again"
@@ -207,7 +216,9 @@ class Client:
         if code in UNKNOWN or status == 401:
             raise UnusableError(f"{shown}: {self._unknown(error, code)}") from None
         if status == 403:
-            raise UnusableError(f"access denied: {action} on {shown} ({code}); {self._denied(code)}") from None
+            raise UnusableError(
+                f"access denied: {action} on {shown} ({code}); {self._denied(code)}"
+            ) from None
         raise BackendError(f"{action} on {shown}: {status} {code}: {_short(error)}") from None
 
     def _unknown(self, error: HttpResponseError, code: str) -> str:
