@@ -47,6 +47,8 @@ __all__ = [
 CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"
 CONNECTIONS = 8
 """At most so many requests at once by the pool: there are no batches. (requests keeps 10 connections to a host.)"""
+TRIES, PAUSE_S = 3, 1
+"""Of a request that failed by no fault of its own, and between them, up to twice as long; then the engine goes on trying."""
 ROLE = "Storage Queue Data Contributor"
 """What everybody needs: lanes are queues, so workers make and remove some, too."""
 SUFFIX = "core.windows.net"
@@ -102,7 +104,7 @@ class Client:
 
     def _open(self) -> QueueServiceClient:
         options: dict[str, Any] = {
-            "retry_policy": LinearRetry(backoff=1, retry_total=2, random_jitter_range=1),
+            "retry_policy": LinearRetry(backoff=PAUSE_S, retry_total=TRIES - 1, random_jitter_range=PAUSE_S),
             "connection_timeout": 5,
             "read_timeout": 30,
             "user_agent": "mtask",

@@ -122,6 +122,12 @@ class AzureQueue:
         if unsent:
             raise SendError(unsent)
 
+    def send_body(self, body: bytes, *, delay_s: float = 0) -> None:
+        """One that need not be a message."""
+        self._check_open()
+        self._send(to_text(body), _whole(delay_s, LIMITS.delay_s))
+        self._waiting.found()
+
     def _send(self, text: str, delay: int) -> None:
         for again in (True, False):
             try:
@@ -161,9 +167,8 @@ class AzureQueue:
                 )
                 messages = list(next(pages.by_page(), ()))
         except (NoQueueError, BeingDeletedError) as error:
-            if self._lane:
-                return [], 0  # it was removed: there is nothing in it
-            raise self._no_queue() from None if isinstance(error, NoQueueError) else error
+            self._main_is_gone(error)
+            return [], 0
         deliveries = [self._delivery(each) for each in messages]
         return [each for each in deliveries if each is not None], len(messages)
 
@@ -255,9 +260,8 @@ class AzureQueue:
             with self._errors("read the settings"):
                 return int(self._queue.get_queue_properties().approximate_message_count or 0)
         except (NoQueueError, BeingDeletedError) as error:
-            if self._lane:
-                return 0
-            raise self._no_queue() from None if isinstance(error, NoQueueError) else error
+            self._main_is_gone(error)
+            return 0
 
     def dead(self) -> Iterator[DeadMessage]:
         """What is in the poison queue, put there by this queue or by Azure Functions; it stays there."""
@@ -295,6 +299,14 @@ class AzureQueue:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise BackendError(f"the queue {self._shown} is closed")
+
+    def _main_is_gone(self, error: NoQueueError | BeingDeletedError) -> None:
+        """Raises what that means; of a lane, it means that there is nothing in it."""
+        if self._lane:
+            return
+        if isinstance(error, NoQueueError):
+            raise self._no_queue() from None
+        raise error
 
     def _no_queue(self) -> UnusableError:
         return UnusableError(

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
-from mtask.errors import MessageError, MtaskError, UsageError
+from mtask.errors import MessageError, MtaskError, UnavailableError, UsageError
 from mtask.model import Delivery, Message
 from mtask_azure.bodies import from_text
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mtask.manager import Manager
     from mtask.queue import Queue, QueueLimits
     from mtask.worker.options import Options
+    from mtask_azure.queue import AzureQueue
 
 __all__ = ["queue_handler"]
 
@@ -78,25 +79,23 @@ def queue_handler(message: Triggered) -> None:
     # The host has decoded base64, or, with `messageEncoding` set to `none`, it hasn't.
     body = from_text(message.get_body().decode("utf-8", "surrogateescape"))
     delivery = Delivery(body=body, token=None, deliveries=message.dequeue_count or 1)
-    behind = _Copies(manager.queue.main)
-    queue = OneShotQueue([delivery], cast("Queue", behind))
+    queue = OneShotQueue([delivery], cast("Queue", _Copies(cast("AzureQueue", manager.queue.main))))
     try:
         Worker(queue, manager.table, options, name=_NAME).run(until=queue.settled)
         queue.give_back_rest()
     except MtaskError as error:
-        if queue.undone() and not behind.sent:
+        if not queue.settled():
             raise
         print(f"mtask: {error}", file=sys.stderr, flush=True)
-    if queue.undone() and not behind.sent:
-        raise MessageError("the message could not be settled: it goes to another invocation")
+    if not queue.settled():
+        raise UnavailableError("the message could not be dealt with: it goes to another invocation")
 
 
 class _Copies:
     """The queue, whose `release` sends a copy: what the host holds only the host can give back, as a failure."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: AzureQueue) -> None:
         self._queue = queue
-        self.sent = False
 
     @property
     def limits(self) -> QueueLimits:
@@ -109,12 +108,17 @@ class _Copies:
         return self._queue.lane(name)
 
     def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
-        """Raises MessageError for what only the host can give back: it isn't a message that can be read here."""
         for delivery in deliveries:
-            message = Message.decode(delivery.body)
-            copy = msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1)
-            self._queue.send([copy], delay_s=delay_s)
-            self.sent = True
+            self._queue.send_body(_with_deaths(delivery), delay_s=delay_s)
+
+
+def _with_deaths(delivery: Delivery) -> bytes:
+    """The body of a copy that forgets no death; what can't be read here, as it is."""
+    try:
+        message = Message.decode(delivery.body)
+    except MessageError:
+        return delivery.body
+    return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1).encode()
 
 
 def _options(left_s: float) -> Options:
@@ -152,9 +156,11 @@ def _slots() -> int | None:
 
 def _time_s() -> float:
     """`functionTimeout` of the app's host.json, as `00:05:00`; `-1` is no limit."""
-    folder = os.environ.get("AzureWebJobsScriptRoot") or os.getcwd()  # noqa: SIM112: Azure writes it so
+    folder = os.environ.get("AzureWebJobsScriptRoot") or os.getcwd()  # noqa: SIM112
     with suppress(OSError, ValueError, AttributeError):
-        text = str(json.loads((Path(folder) / "host.json").read_text(encoding="utf-8")).get("functionTimeout"))
+        text = str(
+            json.loads((Path(folder) / "host.json").read_text(encoding="utf-8")).get("functionTimeout")
+        )
         if text == "-1":
             return LONGEST_S
         if found := re.fullmatch(r"(?:(\d+)\.)?(\d+):(\d\d):(\d\d)", text):

@@ -19,23 +19,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-from azure.storage.queue import (
-    AccountSasPermissions,
-    QueueClient,
-    QueueServiceClient,
-    ResourceTypes,
-    generate_account_sas,
-)
 
-from mtask_azure.client import CONNECTION_STRING
-from mtask_azure.queue import AzureQueue
-from mtask_azure.setup_queue import make_queue
 from tests.servers.process import answers, free_port, missing, running
 
+if TYPE_CHECKING:
+    from azure.storage.queue import QueueClient, QueueServiceClient
+
+    from mtask_azure.queue import AzureQueue
+
+CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"
 ACCOUNT = "mtasktests"
 KEY = base64.b64encode(b"a key of 64 bytes, that opens nothing but a server of these tests").decode()
 MODULES = Path(__file__).parents[2] / ".servers/node_modules"
@@ -91,14 +87,20 @@ class Azurite:
 
     def new(self) -> str:
         """The URL of a new queue."""
+        from mtask_azure.setup_queue import make_queue
+
         url = f"azureq://{ACCOUNT}/{self.name()}"
         make_queue(url)
         return url
 
     def open(self, url: str) -> AzureQueue:
+        from mtask_azure.queue import AzureQueue
+
         return AzureQueue.open(url)
 
     def service(self) -> QueueServiceClient:
+        from azure.storage.queue import QueueServiceClient
+
         return QueueServiceClient.from_connection_string(connection_string(self.url))
 
     def client(self, url: str, suffix: str = "") -> QueueClient:
@@ -109,6 +111,8 @@ class Azurite:
         self, *, permission: str = "rwdlacup", types: str = "sco", ends_in: timedelta = timedelta(hours=1)
     ) -> str:
         """A connection string with a shared access signature."""
+        from azure.storage.queue import AccountSasPermissions, ResourceTypes, generate_account_sas
+
         sas = generate_account_sas(
             ACCOUNT,
             KEY,
@@ -200,7 +204,9 @@ Rule = Callable[[Request], Answer | None]
 
 
 def error(status: int, code: str, text: str = "as the test wants it") -> Answer:
-    body = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{text}</Message></Error>'
+    body = (
+        f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{text}</Message></Error>'
+    )
     return Answer(status, body.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code})
 
 
