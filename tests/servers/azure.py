@@ -241,7 +241,7 @@ class Proxy:
         try:
             connection.request(request.method, request.path, request.body or None, request.headers)
             response = connection.getresponse()
-            dropped = {"transfer-encoding", "content-length", "connection", "keep-alive", "date", "server"}
+            dropped = {"transfer-encoding", "content-length", "connection", "keep-alive"}
             kept = {name: value for name, value in response.getheaders() if name.lower() not in dropped}
             return Answer(response.status, response.read(), kept)
         finally:
@@ -258,7 +258,7 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer = proxy.answer(Request(self.command, self.path, dict(self.headers.items()), body))
-            self.send_response(answer.status)
+            self.send_response_only(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
             if answer.status != 204:
