@@ -23,8 +23,9 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -52,7 +53,10 @@ MARGIN_S = (5.0, 10.0)
 GRACE_S = 30.0
 """What runs may take so long to end once the time is nearly over, at most."""
 _NAME = f"functions-{os.environ.get('WEBSITE_SITE_NAME', '')}-{secrets.token_hex(4)}".replace("--", "-")
-"""Of the worker, as long as Azure keeps this process for one message after another."""
+"""Of the worker, as long as Azure keeps this process for one message after another: else `mtask status` would show a
+worker a message."""
+_busy = threading.Lock()
+"""Held by whoever goes by that name: Azure calls functions side by side, unless told otherwise."""
 
 
 class Triggered(Protocol):
@@ -81,7 +85,8 @@ def queue_handler(message: Triggered) -> None:
     delivery = Delivery(body=body, token=None, deliveries=message.dequeue_count or 1)
     queue = OneShotQueue([delivery], cast("Queue", _Copies(cast("AzureQueue", manager.queue.main))))
     try:
-        Worker(queue, manager.table, options, name=_NAME).run(until=queue.settled)
+        with _name() as name:
+            Worker(queue, manager.table, options, name=name).run(until=queue.settled)
         queue.give_back_rest()
     except MtaskError as error:
         if not queue.settled():
@@ -89,6 +94,17 @@ def queue_handler(message: Triggered) -> None:
         print(f"mtask: {error}", file=sys.stderr, flush=True)
     if not queue.settled():
         raise UnavailableError("the message could not be dealt with: it goes to another invocation")
+
+
+@contextmanager
+def _name() -> Iterator[str]:
+    """Of a worker: two that run at the same time have different ones."""
+    alone = _busy.acquire(blocking=False)
+    try:
+        yield _NAME if alone else f"{_NAME}-{secrets.token_hex(2)}"
+    finally:
+        if alone:
+            _busy.release()
 
 
 class _Copies:

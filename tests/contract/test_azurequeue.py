@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +17,17 @@ import mtask_azure
 from mtask.costs import cost_of
 from mtask.errors import BackendError, UsageError
 from mtask.estimate import Load
+from mtask.fleet import FleetSpec, backlog_of
 from mtask.lanes import Lanes
+from mtask.manager import connect
 from mtask.meter import since
-from mtask.model import Delivery
+from mtask.model import Block, Delivery, Message
+from mtask.packing import fit, pack
 from mtask.queue import KeepsDead
 from mtask.testing.queue_contract import QueueContract
 from mtask.testing.queue_machine import SETTINGS, QueueMachine
 from mtask.testing.queue_steps import QueueSteps
-from mtask.testing.samples import a_message, a_message_of_bytes, index_of, messages
+from mtask.testing.samples import a_bag, a_message, a_message_of_bytes, index_of, messages
 from mtask_azure.bodies import BODY_BYTES, from_text, to_text
 from mtask_azure.names import address_of, physical
 from mtask_azure.prices_queue import OPERATIONS
@@ -167,6 +171,26 @@ class TestWhatIsAzuresAlone(AzureFixtures, QueueSteps):
     def test_messages_as_large_as_they_may_be_together(self, queue: AzureQueue) -> None:
         queue.send([a_message_of_bytes(BODY_BYTES, index) for index in range(8)])
         assert len(self.take(queue, 8)) == 8
+
+    def test_a_fleet_counts_what_workers_hold(self, tmp_path: Path) -> None:
+        """Azure doesn't say how many that are: so what has no row is counted."""
+        spec = FleetSpec(name="f", most=100)
+        with connect(self.url, f"sqlite:///{tmp_path}/t.db") as manager:
+            assert backlog_of(manager.queue, manager.table, spec.can).messages == 0
+            manager.submit([{"x": x} for x in range(5)], run="echo {x}", bag="bag", per_message=1)
+            assert backlog_of(manager.queue, manager.table, spec.can).messages == 5
+            assert len(manager.queue.receive(max_messages=5, lease_s=60, wait_s=1)) == 5
+            assert backlog_of(manager.queue, manager.table, spec.can).messages == 5
+
+    def test_a_full_block_is_one_message_with_its_rows(self) -> None:
+        rows = list(pack((b'["' + b"x" * 90 + b'"]' for _ in range(5000)), per_message=1000))
+        bag = a_bag("b" * 100, columns=("a" * 50,))
+        largest = max(rows, key=lambda row: len(row[2]))
+        message = Message.of(
+            bag, Block(bag=bag.name, number=999, first=10**6, count=largest[1], rows=largest[2])
+        )
+        assert len(message.encode()) > 0.97 * BODY_BYTES
+        assert fit(message, BODY_BYTES).has_rows
 
     def test_a_closed_queue_says_so(self, queue: AzureQueue) -> None:
         lane = queue.lane("a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from mtask.model import Message, State
 from mtask.registry import make
 from mtask_azure import serverless
 from tests.servers.azure import ACCOUNT, Azurite
+from tests.unit.worker_kit import wait_until
 
 TASKS = """
 import os, time
@@ -127,6 +129,19 @@ def test_messages_are_run_and_the_host_deletes_them(app: App) -> None:
     assert app.manager.queue.depth() == (0, 0, 0)
     [worker] = app.manager.table.workers()
     assert (worker.worker.startswith("functions-"), worker.state) == (True, "stopped")
+
+
+def test_functions_side_by_side_are_different_workers(app: App, tmp_path: Path) -> None:
+    bag = app.submit("wait_for", [{"x": x, "path": str(tmp_path / "gate")} for x in range(2)], per_message=1)
+    threads = [threading.Thread(target=app.invoke, args=(message,)) for message in app.take()]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(list(tmp_path.glob("gate.*"))) == 2, timeout_s=40)
+    (tmp_path / "gate").touch()
+    for thread in threads:
+        thread.join()
+    assert (sorted(values(bag)), app.errors) == ([0, 1], [])
+    assert len({worker.worker for worker in app.manager.table.workers()}) == 2
 
 
 def test_a_host_that_does_not_decode(app: App, azurite: Azurite) -> None:
