@@ -7,6 +7,7 @@ managed identity, `az login`. Codes of errors: REST API, "Common REST API Error 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -60,6 +61,9 @@ UNKNOWN = {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticatio
 GONE = {"MessageNotFound", "PopReceiptMismatch"}
 """Azure says the first of an old receipt, Azurite the second."""
 BUSY = {"ServerBusy", "OperationTimedOut", "InternalError", "TooManyRequests", "AccountBeingCreated"}
+
+# What can't be helped is said once, as an error: Python would print Azure's warnings about it, page by page, as well.
+logging.getLogger("azure").addHandler(logging.NullHandler())
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

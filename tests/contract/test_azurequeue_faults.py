@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,7 @@ from tests.servers.azure import (
     Proxy,
     Request,
     connection_string,
+    environment,
     error,
     point_at,
     proxy_to,
@@ -123,11 +128,16 @@ def test_a_connection_string_that_makes_no_sense(text: str, monkeypatch: pytest.
     assert "abc" not in str(caught.value)
 
 
-def test_without_any_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    point_at("", monkeypatch)
-    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")  # asks nobody else
-    with pytest.raises(UnusableError, match=r"Azure needs credentials .*run `az login`"):
-        AzureQueue.open(f"azureq://{ACCOUNT}/reads")
+def test_without_any_credentials_one_line_says_so(tmp_path: Path) -> None:
+    env = environment("http://unused") | {
+        "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"
+    }  # asks nobody else
+    del env[CONNECTION_STRING]
+    args = [sys.executable, "-m", "mtask", "init", f"azureq://{ACCOUNT}/reads", "--table", "sqlite:///t.db"]
+    done = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.search("Azure needs credentials .*run `az login`", line)
 
 
 # -- signatures and roles ---------------------------------------------------------------------------
