@@ -234,7 +234,10 @@ class Client:
                 f"the shared access signature in {CONNECTION_STRING} expired at {ended_at:%Y-%m-%d %H:%M} UTC; set a new "
                 "one and start again: nothing is lost meanwhile"
             )
-        return f"Azure doesn't accept these credentials: {code}: {_short(error)}"
+        return (
+            f"Azure doesn't accept these credentials: {code}: {_short(error)} (it says the same if this machine's clock is off "
+            "by more than 15 minutes)"
+        )
 
     def _denied(self, code: str) -> str:
         if code == "KeyBasedAuthenticationNotPermitted":

@@ -120,6 +120,7 @@ def _there(client: Client, address: Address, roles: Collection[str]) -> Iterator
         yield Finding("queue", False, text, "`mtask init` makes it", True)
         return
     except UnusableError as error:
+        yield from _clock(headers, asked_s, time.time() - asked_s)
         yield Finding.problem("queue", error, stops=True)
         return
     yield from _clock(headers, asked_s, time.time() - asked_s)

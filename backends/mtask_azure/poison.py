@@ -81,7 +81,7 @@ def _read(client: Client, address: Address, name: str) -> list[QueueMessage]:
 
 def _dead(message: QueueMessage, name: str) -> DeadMessage:
     return DeadMessage(
-        body=from_text(str(message.content)),
+        body=from_text(str(message.content or "")),
         reason=f"received too often and never deleted; it was moved to {name}",
         at=message.inserted_on.timestamp() if message.inserted_on else 0.0,
     )

@@ -174,14 +174,14 @@ class AzureQueue:
 
     def _delivery(self, message: QueueMessage) -> Delivery | None:
         """None: it was received too often."""
-        token = Token(str(message.id), str(message.pop_receipt))
+        token, text = Token(str(message.id), str(message.pop_receipt)), str(message.content or "")
         count = int(message.dequeue_count or 1)
         if count > RECEIPTS:
-            put_aside(self._client, self.address, str(message.content))
+            put_aside(self._client, self.address, text)
             if (fault := self._delete(token)) is not None and not isinstance(fault, _LOST):
                 raise fault
             return None
-        return Delivery(body=from_text(str(message.content)), token=token, deliveries=count)
+        return Delivery(body=from_text(text), token=token, deliveries=count)
 
     def wake(self) -> None:
         self._waiting.wake()

@@ -156,7 +156,7 @@ class TestWhatIsAzuresAlone(AzureFixtures, QueueSteps):
 
     def test_what_others_send_comes_as_it_is(self, queue: AzureQueue) -> None:
         theirs = self.server.client(self.url)
-        for text in ("hello", "aGVsbG8=", '{"order": 7}', "<a>&amp; ü 🦠</a>", "abcd"):
+        for text in ("hello", "aGVsbG8=", '{"order": 7}', "<a>&amp; ü 🦠</a>", "abcd", ""):
             theirs.send_message(text)
             delivery = self.take_one(queue)
             assert delivery.body == text.encode()

@@ -174,9 +174,15 @@ def test_a_clock_that_is_wrong(proxy: Proxy, url: str, monkeypatch: pytest.Monke
         kept = {name: value for name, value in answer.headers.items() if name.lower() != "date"}
         return answer._replace(headers=kept | {"Date": "Sat, 01 Jan 2000 00:00:00 GMT"})
 
-    with proxy.rule(long_ago):
-        found = findings(url)["clock"]
-    assert (found.ok, found.text.endswith("s ahead of Azure")) == (False, True)
+    def refused(_: Request) -> Answer:
+        answer = error(403, "AuthenticationFailed")
+        return answer._replace(headers=answer.headers | {"Date": "Sat, 01 Jan 2000 00:00:00 GMT"})
+
+    for rule in (long_ago, refused):
+        with proxy.rule(rule):
+            found = findings(url)
+        assert (found["clock"].ok, found["clock"].text.endswith("s ahead of Azure")) == (False, True)
+    assert "clock is off by more than 15 minutes" in found["queue"].text
 
 
 def test_an_identity_says_who_it_is() -> None:
