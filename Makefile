@@ -16,8 +16,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # What the tests, the types and the docs import. A new backend's extra goes here, then `make lock`.
 LOCKED_EXTRAS := aws azure condor gcp postgres rabbitmq files notebook checkpoints examples
 
-# More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases', or ARGS='-n 2 --dist=loadfile'
+# More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases'
 ARGS ?=
+# Test files run side by side in so many processes, which mostly wait; the long ones come first.
+PROCESSES ?= 4
 
 .PHONY: help demo test servers lint format format-check types docs bench peers chaos lock clean
 
@@ -29,7 +31,7 @@ demo: $(DEMO) ## run the genomics example here and now: seconds, no account, no 
 
 test: $(DEV) servers ## run all tests, with coverage
 	@export COVERAGE_CORE=$$($(PYTHON_VENV) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
-	$(PYTHON_VENV) -m pytest --cov --cov-report=term $(ARGS)
+	$(PYTHON_VENV) -m pytest --cov --cov-report=term -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 servers: ## install the servers that the tests use, where that is allowed
 	@bash scripts/setup-servers

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import mtask
-from benchmarks import postgres, rabbitmq, requests, waiting
+from benchmarks import condor, postgres, rabbitmq, requests, waiting
 from benchmarks.measure import Measurement, Run, run_mtask, sandbox, write_csv
 
 __all__ = ["CASES", "LONG"]
@@ -166,6 +166,7 @@ LONG: dict[str, Callable[[int], list[Measurement]]] = {
     "scale": scale,
     **requests.CASES,
     **postgres.CASES,
+    **condor.CASES,
     **rabbitmq.CASES,
 }
 """Only if asked for by name."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Measurement, environment, sandbox, write_csv
+from tests.servers.aws import MOTO
 
 __all__ = ["CASES", "moto_server"]
 
@@ -143,7 +144,7 @@ def moto_server(log: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, str(MOTO), "-", "-H", "127.0.0.1", "-p", str(port)],
             env={**os.environ, **CREDENTIALS},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,11 @@ here and now. Nothing of the package is imported before it is used.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 on the path of another interpreter than the one that pip installed it for
+    raise ImportError(f"mtask needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
 
@@ -38,7 +42,6 @@ _HOMES = {
             "InputError",
             "MessageError",
             "MtaskError",
-            "NewerMessageError",
             "NewerMessageError",
             "SchemaError",
             "SendError",

@@ -7,6 +7,7 @@ What starts them is a place: a backend with `open_fleet(place, folder)`. The eng
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -81,6 +82,11 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
         if self.slots < 1 or self.most < 1:
             raise ValueError("a fleet has at least one worker, and a worker at least one slot")
+        if re.search(r"://[^/@]*:[^/@]*@", self.checkpoints):
+            raise ValueError(
+                "a password in --checkpoints would be seen in the workers' command lines: fsspec finds it in its own "
+                "configuration or in the environment (-e NAME)"
+            )
 
     @property
     def can(self) -> Capabilities:

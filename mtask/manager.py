@@ -109,6 +109,7 @@ class Manager:
         if bag is not None:
             check_name(bag)
         source, wish = _source(tasks, columns)
+        options.setdefault("growth", self.queue.limits.growth)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
         self._check_keep(spec)
         if self._hands_out is not None:

@@ -2,7 +2,7 @@
 
 How many tasks a block takes is a compromise: a request costs money and time, and a message is the
 unit that one worker holds. `auto` begins with single tasks, so that a small bag spreads over all
-workers, and grows by one task a message for every `GROWTH` tasks already packed.
+workers, and grows by one task a message for every `growth` tasks already packed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import msgspec
 
 from mtask.errors import MessageError
 from mtask.model import NO_ROWS, Block, Message
+from mtask.spec import GROWTH
 
 __all__ = [
     "BLOCK_BYTES",
-    "GROWTH",
     "auto_count",
     "check_rows",
     "fit",
@@ -34,7 +34,6 @@ __all__ = [
 BLOCK_BYTES = 47 * 1024
 """Encoded size of a block's rows: with an envelope of up to 1 KiB, one message of Azure's, whose 64 KiB of base64 are
 48 KiB; and less than one 64 KiB billing unit of SQS."""
-GROWTH = 250
 MOST = 1000
 SHARE = 0.4
 """A piece takes this part of what each slot still has ahead of it: so pieces get smaller as a bag comes to its
@@ -46,13 +45,18 @@ _ROWS = msgspec.json.Decoder(list[msgspec.Raw])
 _VALUES = msgspec.json.Decoder(list[list[Any]])
 
 
-def auto_count(first: int) -> int:
+def auto_count(first: int, growth: int = GROWTH) -> int:
     """How many tasks the block takes that begins with task `first`."""
-    return min(MOST, max(1, first // GROWTH))
+    return min(MOST, max(1, first // growth))
 
 
 def pack(
-    rows: Iterable[bytes], *, per_message: int | None = None, first: int = 0, block_bytes: int = BLOCK_BYTES
+    rows: Iterable[bytes],
+    *,
+    per_message: int | None = None,
+    growth: int = GROWTH,
+    first: int = 0,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[int, int, bytes]]:
     """Pack encoded rows into blocks; yields (index of the first task, count, JSON array of rows).
 
@@ -60,12 +64,12 @@ def pack(
     depends on the rows alone, so that an interrupted submit packs the same blocks again.
     """
     held: list[bytes] = []
-    size, most = 1, per_message or auto_count(first)
+    size, most = 1, per_message or auto_count(first, growth)
     for row in rows:
         if held and (len(held) == most or size + len(row) + 1 > block_bytes):
             yield first, len(held), join_rows(held)
             first += len(held)
-            held, size, most = [], 1, per_message or auto_count(first)
+            held, size, most = [], 1, per_message or auto_count(first, growth)
         held.append(row)
         size += len(row) + 1
     if held:

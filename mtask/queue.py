@@ -11,6 +11,7 @@ import msgspec
 
 from mtask.errors import SendError
 from mtask.model import Bag, DeadMessage, Delivery, Message, Spec
+from mtask.spec import GROWTH
 
 if TYPE_CHECKING:
     from mtask.table import Table
@@ -50,6 +51,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Is `Delivery.deliveries` true?"""
     counts_releases: bool = False
     """Does a released message come back with its delivery counted?"""
+    growth: int = GROWTH
+    """`Spec.growth` of its bags: smaller where a message costs more than a request."""
     knows_depth: bool = True
     workers_send: bool = True
     """Can a worker send? (Not on an execute node of HTCondor.) If not, it neither splits nor retries."""

@@ -155,7 +155,9 @@ def _own(folder: Path) -> Iterator[tuple[str, Path]]:
         package = "__init__.py" in names
         for name in sorted(names):
             path = Path(here, name)
-            if name.endswith(".py") or (package and not name.startswith(".") and path.is_file()):
+            if name.startswith(".") or not path.is_file():  # as an editor's lock, which is a link to nowhere
+                continue
+            if name.endswith(".py") or package:
                 total += path.stat().st_size
                 if total > MOST_BYTES:
                     raise UsageError(

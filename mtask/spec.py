@@ -8,8 +8,9 @@ import msgspec
 
 from mtask.requirements import Requirements
 
-__all__ = ["MOST", "Kind", "Spec"]
+__all__ = ["GROWTH", "MOST", "Kind", "Spec"]
 
+GROWTH = 250
 MOST = 2**53
 """Larger numbers aren't stored by all tables, nor kept by all readers of JSON."""
 TAIL_BYTES = 16 * 1024
@@ -71,6 +72,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Tasks with the same value in this column run one after the other, in their order."""
     per_message: int | None = None
     """Most tasks in a message; None lets the number grow with the bag."""
+    growth: int = GROWTH
+    """Then it grows by one for so many tasks that are packed already."""
     tail_bytes: int = TAIL_BYTES
     """So much of the end of what an attempt prints is kept, of stdout and of stderr."""
 
@@ -102,6 +105,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _ = self.requires
         if self.per_message is not None and self.per_message < 1:
             raise ValueError("per_message must be 1 or more")
+        if self.growth < 1:
+            raise ValueError("growth must be 1 or more")
         if self.tail_bytes < 0:
             raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:

@@ -166,7 +166,9 @@ def _packed(
         groups = ((lane, map(itemgetter(0), group)) for lane, group in groupby(placed, itemgetter(1)))
     first = 0
     for lane, rows in groups:
-        for at, count, block in pack(rows, per_message=spec.tasks_per_message, first=first):
+        for at, count, block in pack(
+            rows, per_message=spec.tasks_per_message, growth=spec.growth, first=first
+        ):
             yield lane, at, count, block
             first = at + count
 

@@ -77,7 +77,7 @@ def queue_limits() -> dict[str, QueueLimits]:
             continue
         limits = [
             value.limits
-            for value in vars(backend).values()
+            for value in (getattr(backend, name) for name in backend.__all__)
             if inspect.isclass(value) and isinstance(getattr(value, "limits", None), QueueLimits)
         ]
         if len(limits) != 1:

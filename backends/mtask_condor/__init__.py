@@ -21,20 +21,28 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtask.errors import UsageError
-from mtask_condor.address import address_of
-from mtask_condor.queue import CondorQueue
-
 if TYPE_CHECKING:
     from mtask_condor.fleet import CondorFleet
+    from mtask_condor.queue import CondorQueue
 
 __all__ = ["CondorQueue", "open_fleet", "open_queue"]
 
-# None of these imports htcondor2: this package is imported on execute nodes, too, where there is none.
+# Nothing is imported here before it is used: this package is imported on execute nodes, too, in each job.
+
+
+def __getattr__(name: str) -> object:
+    if name == "CondorQueue":
+        from mtask_condor.queue import CondorQueue
+
+        return CondorQueue
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def open_queue(url: str) -> CondorQueue:
     """Raises UsageError for a URL that makes no sense. The schedd is asked when it is needed."""
+    from mtask_condor.address import address_of
+    from mtask_condor.queue import CondorQueue
+
     _require_client()
     return CondorQueue(address_of(url))
 
@@ -49,6 +57,8 @@ def open_fleet(place: str, folder: Path) -> CondorFleet:
 
 def _require_client() -> None:
     if importlib.util.find_spec("htcondor2") is None:
+        from mtask.errors import UsageError
+
         raise UsageError(
             "the backend of condor:// is not installed (no module 'htcondor2'): pip install 'mtask[condor]'"
         )

@@ -205,7 +205,8 @@ class CondorFleet:
             path.unlink(missing_ok=True)
 
     def _ensure_keeper(self, spec: FleetSpec, python: str) -> None:
-        if self.schedd.ads(self._keepers, ["JobStatus"]):
+        # One that is being removed may take a while to end, and keeps nothing.
+        if any(ad["JobStatus"] not in (3, 4) for ad in self.schedd.ads(self._keepers, ["JobStatus"])):
             self.schedd.release(self._keepers, "mtask fleet up")
             return
         names = ("CONDOR_CONFIG", "PATH", "HOME")
@@ -215,6 +216,7 @@ class CondorFleet:
 
     def _troubles(self, record: Record, seen: Seen) -> Iterator[str]:
         keepers = self.schedd.ads(self._keepers, ["JobStatus", "HoldReason"])
+        keepers = [ad for ad in keepers if ad["JobStatus"] not in (3, 4)]
         if not keepers:
             yield "nobody keeps the number of workers: `mtask fleet up` with the same options mends that"
         elif keepers[0]["JobStatus"] == 5:

@@ -50,6 +50,7 @@ class CondorQueue:
         message_bytes=64 * 2**20,
         send_batch=MOST_MESSAGES,
         receive_batch=1,
+        growth=10,
         extends=False,
         workers_send=False,
         pulled=False,

@@ -9,8 +9,7 @@ tasks)
 squares)
     # With the number of CPUs of the job's slot; what failed in the run before gets new attempts.
     cpus=$(sed -n 's/^Cpus = //p' "${_CONDOR_MACHINE_AD:-/dev/null}")
-    mtask retry "$bag" 2>/dev/null || true
-    mtask run tasks.csv --run 'expr {x} * {x}' --bag "$bag" -j "${cpus:-2}" --json
+    mtask run tasks.csv --run 'expr {x} * {x}' --bag "$bag" --retry-failed -j "${cpus:-2}" --json
     mtask results "$bag" -o results.csv
     ;;
 check)

@@ -30,6 +30,11 @@ WORKER_SETTINGS = ("grace_s", "max_tasks_per_child", "max_memory_per_child_bytes
 @click.command()
 @task_options
 @estimate_option
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Tasks of --bag that failed in an earlier run get new attempts.",
+)
 @slot_options
 @worker_options
 @places
@@ -42,6 +47,7 @@ def run(
     as_json: bool,
     slots: int,
     estimate: bool,
+    retry_failed: bool,
     **options: Any,
 ) -> int:
     """Run all tasks of a file here and now.
@@ -61,6 +67,10 @@ def run(
     mtask run tasks.csv --call mymodule:predict -j 4
     mtask run tasks.csv --run 'blastn -query {reads} -db {db} -outfmt 6'
     """
+    if retry_failed and options["bag"] is None:
+        raise click.UsageError(
+            "--retry-failed needs --bag NAME: without it, a run of tasks that have ended is a new bag"
+        )
     alone = is_default(queue, table)
     worker_settings = {"alone": alone, **{key: options.pop(key) for key in WORKER_SETTINGS}}
     shown = not (quiet or as_json)
@@ -90,7 +100,10 @@ def run(
         finished = True
         try:
             bag, sent = _submit(manager, source, options, shown, on_checked)
+            again = bag.retry() if retry_failed else 0
             if shown:
+                if again:
+                    click.echo(f"bag {bag.name!r}: {tasks_text(again)} tried again", err=True)
                 _announce(bag, sent)
                 _warn_of_others(manager, bag)
             began_s, before = time.monotonic(), bag.counts().ended
@@ -270,6 +283,8 @@ def _announce(bag: BagHandle, sent: int, hint: str = "") -> None:
         text = f"bag {bag.name!r}: there is no task in the file; nothing to do"
     elif not sent and not counts.left:
         text = f"bag {bag.name!r}: all {counts.total:,} tasks have ended already; for another run choose another --bag"
+        if counts.failed:
+            text += ", or --retry-failed for the tasks that failed"
     elif counts.ended or not sent:
         text = f"bag {bag.name!r}: going on, {counts.left:,} of {tasks_text(counts.total)} are left"
     else:

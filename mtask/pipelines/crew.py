@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtask.errors import MtaskError
+from mtask.pipelines.detached import Detached
 from mtask.worker.output import new_output
 from mtask.worker.process import signal_group, spawn
 
@@ -68,6 +69,7 @@ class Crew:
         self._ended: list[Ended] = []
         """Not waited for yet."""
         self._temporary = _Temporary()
+        self._detached = Detached()
         self._kill_at_s = 0.0
         # A signal's handler has run when this is readable: it ends the wait.
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,7 +91,7 @@ class Crew:
         started_at, began_s = time.time(), time.monotonic()
         ended = Ended(key, argv, started_at, 0.0, START_FAILED, stdout, stderr, 0)
         ours, theirs = dict[str, int](), dict[int, int]()
-        own = dict(variables)
+        own = {**variables, **self._detached.mark(key)}
         try:
             for number, name in enumerate(pipes, 3):
                 ours[name], theirs[number] = _pipe()
@@ -142,6 +144,7 @@ class Crew:
         """End at once what still runs."""
         for key in list(self._running):
             self._reap(key)
+        self._detached.close()
         for ended in self._ended:
             os.close(ended.stdout)
             os.close(ended.stderr)
@@ -185,6 +188,7 @@ class Crew:
             self._close_pipe(running, name)
         self._selector.unregister(running.pidfd)
         os.close(running.pidfd)
+        self._detached.end(self._running, {each.ended.pid for each in self._running.values()})
         self._ended.append(ended)
 
 

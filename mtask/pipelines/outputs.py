@@ -83,18 +83,28 @@ class Merged:
     """All tasks' outputs in two files, or in the standard output and standard error of this process."""
 
     def __init__(self, stdout: str | None, stderr: str | None, *, keep: bool) -> None:
-        """`keep`: append, because a run before this one has written the outputs of its tasks. Raises OSError."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (0 if keep else os.O_TRUNC)
+        """`keep`: append, because a run before this one has written the outputs of its tasks; what it was killed in the
+        middle of ends its line. Raises OSError."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (0 if keep else os.O_TRUNC)
         self._stdout = 1 if stdout is None else os.open(stdout, flags, 0o644)
         if stderr is not None and stderr == stdout:
             self._stderr = self._stdout
         else:
             self._stderr = 2 if stderr is None else os.open(stderr, flags, 0o644)
+        for path, fd in ((stdout, self._stdout), (stderr, self._stderr)):
+            if path is not None and keep:
+                _end_line(fd)
 
     def write(self, _name: str, stdout: int, stderr: int, record: str) -> None:
         """Raises OSError."""
         pour(stderr, self._stderr)
         pour(stdout, self._stdout, behind=os.fsencode(record))
+
+
+def _end_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        write_all(fd, b"\n")
 
 
 class PerTask:

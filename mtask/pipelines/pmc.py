@@ -12,6 +12,7 @@ import errno
 import fcntl
 import heapq
 import os
+import resource
 import secrets
 import sys
 import time
@@ -39,6 +40,8 @@ __all__ = ["Options", "run_dag"]
 IO_FAILED = 1 << 8
 """The raw wait status of a task whose outputs could not be put where they belong."""
 INTERRUPTED = 130
+OWN_FILES = 40
+"""So many files it may have open without any task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ def run_dag(options: Options) -> int:
     with _read_locked(options) as text:
         dag = parse_dag(text, options.dag, tries=options.tries)
         _check_fit(dag, room, options.dag)
+        _check_files(dag, room)
         name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         environment = {**os.environ, MARK: name}
         with (
@@ -396,6 +400,17 @@ def _check_fit(dag: Dag, room: Room, source: str) -> None:
             if not room.holds(task.cpus, task.memory_mb)
         ],
     )
+
+
+def _check_files(dag: Dag, room: Room) -> None:
+    """Raises UsageError where tasks at a time may need more files than this process may open."""
+    needed = OWN_FILES + room.slots * (3 + max((len(task.pipes) for task in dag.tasks), default=0))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if needed > allowed != resource.RLIM_INFINITY:
+        raise UsageError(
+            f"{room.slots} tasks at a time need up to {needed} open files, and `ulimit -n` is {allowed}: raise it, or say a "
+            "smaller -j"
+        )
 
 
 def _limited(task: Task) -> list[str]:

@@ -36,7 +36,8 @@ def read_rescue(path: str, dag: Dag) -> set[int]:
     done: set[int] = set()
     problems: list[tuple[int, str]] = []
     for at, line in enumerate(lines, 1):
-        words = line.split()
+        words = line.replace("\t", " ").rstrip("\r").split(" ")
+        words = [word for word in words if word]
         if not words or words[0].startswith("#"):
             continue
         if words[0] != "DONE" or len(words) != 2:

@@ -1,4 +1,4 @@
-"""Takes messages from the queue, when the slots want some, and looks at each before it is run."""
+"""Takes messages from the queue, when the slots want some, and has each looked at before it is run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import msgspec
-
-from mtask.errors import BackendError, BagNotFoundError, MessageError, NewerMessageError, UnavailableError
+from mtask.errors import BackendError, UnavailableError
 from mtask.lanes import Lanes
-from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
-from mtask.packing import check_rows, unfold
-from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, find_lane
+from mtask.model import Delivery
+from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
 from mtask.table import Table
-from mtask.worker.bags import ELSEWHERE_S, Bags
-from mtask.worker.guard import GUARD_S, Guard, Verdict, without_row
-from mtask.worker.held import Held, Job
+from mtask.worker.bags import Bags
+from mtask.worker.held import Job
+from mtask.worker.inspection import Inspector, Lease
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
@@ -33,23 +30,11 @@ __all__ = ["Receiver", "Wish"]
 LONG_POLL_S = 20.0
 SHORT_POLL_S = 1.0
 """Of a queue that sets no longest wait: to ask it costs next to nothing, and there may be a new lane."""
-AFTER_YOU_S = 0.3
-"""Who has given back what it can't run is slower to ask again than those that may be able to."""
 LANES_POLL_S = 1.0
 LANES_SHORT_POLL_S = 0.1
 """With several lanes, so that none is waited at while there is something in another."""
 LOOK_S = 2.0
 """Between two looks at how much is in the lanes whose limits are used up."""
-DEFAULT_LEASE_S = 60.0
-MOST_REASON = 500
-"""Characters: a reason may quote the message."""
-
-
-class _Name(msgspec.Struct):
-    """What messages of all versions have in common."""
-
-    bag: str
-    uid: str
 
 
 class Wish(NamedTuple):
@@ -88,16 +73,10 @@ class Receiver(Service):
     ) -> None:
         """`on_round` is called when all messages of one request have been looked at; `lanes`: see Options."""
         super().__init__("receiver")
-        self._queue, self._table, self._bags = queue, table, bags
-        self._keeper, self._recorder, self._notes = keeper, recorder, notes
-        self._on_job, self._on_round, self._worker = on_job, on_round, worker
-        self._guard = Guard(table)
-        self._lease_s = lease_s
-        self._next_lease_s = lease_s or DEFAULT_LEASE_S
+        self._queue, self._notes, self._on_round = queue, notes, on_round
         self._lanes = ServedLanes(table, can or Capabilities(), notes, listed=lanes)
         self._limits = limits or Limits(table, worker, lambda _: 0)
         self._wish: Wish | None = None
-        self._received_s = 0.0
         self._rounds = 0
         self._asking = False
         self._looked_s = -LOOK_S
@@ -107,6 +86,18 @@ class Receiver(Service):
         """Is there something in a lane that this worker serves, which only a limit keeps from starting?"""
         self._wake = threading.Condition()
         self._stopped = threading.Event()
+        self._inspector = Inspector(
+            queue,
+            table,
+            bags=bags,
+            keeper=keeper,
+            recorder=recorder,
+            notes=notes,
+            on_job=on_job,
+            worker=worker,
+            lease_s=lease_s,
+            stopped=self._stopped,
+        )
 
     def want(self, wish: Wish | None, rounds: int) -> None:
         """What the slots can use, as of the end of so many `rounds`; None: nothing.
@@ -152,7 +143,7 @@ class Receiver(Service):
                     return
                 self._asking, wish = True, self._wish
             assert wish is not None
-            lease_s = min(self._next_lease_s, self._queue.limits.lease_s)
+            lease_s = min(self._inspector.next_lease_s, self._queue.limits.lease_s)
             try:
                 lane, asked_s, deliveries = self._receive(wish, lease_s)
             except BackendError as error:
@@ -232,10 +223,10 @@ class Receiver(Service):
         """How many are to be run. The table may be away just now: their leases are kept meanwhile, for a lease
         that runs out would look like the death of a worker."""
         waiting, pause_s, started, failed = deque(deliveries), 0.1, 0, False
-        self._received_s = asked_s
+        lease = Lease(length_s=lease_s, asked_s=asked_s, received_s=asked_s)
         while waiting:
             try:
-                started += self._look_at(waiting[0], asked_s, lease_s)
+                started += self._inspector.look_at(waiting[0], lease)
             except BackendError as problem:
                 self._notes.trouble("table", problem)
                 passing, failed = isinstance(problem, UnavailableError), True
@@ -251,162 +242,16 @@ class Receiver(Service):
                 return started
             pause_s = min(2 * pause_s, 5.0, lease_s / 4)
             now_s = time.monotonic()
-            if passing and self._queue.limits.extends and now_s >= asked_s + lease_s / 3:
+            if passing and self._queue.limits.extends and now_s >= lease.asked_s + lease_s / 3:
                 with contextlib.suppress(BackendError):
                     waiting = self._extended(waiting, lease_s)
-                    asked_s = now_s
-            if now_s >= asked_s + lease_s:
+                    lease = lease._replace(asked_s=now_s)
+            if now_s >= lease.asked_s + lease_s:
                 break
         return started
-
-    def _look_at(self, delivery: Delivery, asked_s: float, lease_s: float) -> bool:
-        """Is it to be run? Raises BackendError when the table is away."""
-        try:
-            return self._accept(delivery, asked_s, lease_s)
-        except MessageError as error:
-            if isinstance(error, NewerMessageError) and self._is_awaited(delivery.body):
-                self._notes.once(f"given back to other workers: {error}")
-                self._queue.release([delivery], delay_s=ELSEWHERE_S)
-                self._stopped.wait(AFTER_YOU_S)
-            else:
-                self._set_aside(delivery, str(error))
-            return False
-
-    def _is_awaited(self, body: bytes) -> bool:
-        """Does it belong to a bag that isn't over, whatever else it says?"""
-        try:
-            name = msgspec.json.decode(body, type=_Name)
-            bag = self._table.bag(name.bag)
-        except (ValueError, RecursionError, BagNotFoundError):
-            return False
-        over = bag.uid != name.uid or bag.state is BagState.CANCELLED
-        return not over and self._table.counts(bag.name).left > 0
 
     def _extended(self, waiting: deque[Delivery], lease_s: float) -> deque[Delivery]:
         """The same with longer leases, but for those that are lost."""
         extension = self._queue.extend(list(waiting), lease_s=lease_s)
         new = {id(old): delivery for old, delivery in extension.extended}
         return deque(new[id(delivery)] for delivery in waiting if id(delivery) in new)
-
-    def _accept(self, delivery: Delivery, asked_s: float, lease_s: float) -> bool:
-        """Raises MessageError for a message to be set aside, BackendError when the table is away."""
-        message, body = Message.decode(delivery.body), delivery.body
-        bag = self._bags.of(message)
-        if bag is None:
-            raise MessageError(f"there is no bag {message.bag!r} with the uid {message.uid!r}")
-        if message.columns != bag.columns:
-            raise MessageError(f"its columns are not those of bag {bag.name!r}")
-        if find_lane(message.lane, bag.lanes) is None:
-            raise MessageError(f"bag {bag.name!r} has no lane {message.lane!r}")
-        if message.expires_at is not None and bag.spec.expires_s is None:
-            raise MessageError(f"it expires, and bag {bag.name!r} doesn't")
-        if message.first + message.count > bag.total:
-            raise MessageError(f"bag {bag.name!r} has {bag.total} tasks, and the message more")
-        if not message.has_rows:
-            try:
-                message = unfold(message, self._table.block(bag.name, message.block))
-            except KeyError:
-                raise MessageError(f"bag {bag.name!r} has no block {message.block}") from None
-            body = message.encode()
-        held = Held(
-            delivery,
-            message,
-            bag,
-            body=body,
-            lease_s=lease_s,
-            asked_s=asked_s,
-            received_s=self._received_s,
-        )
-        wanted_s = min(self._lease_s or bag.spec.lease_s, self._queue.limits.lease_s)
-        if wanted_s != lease_s:
-            # The first message of a bag comes with another bag's lease: corrected at the next extension.
-            self._next_lease_s = held.lease_s = wanted_s
-            held.renewed_s = 0.0
-        fit = self._fit_to_run(held, bag)
-        if fit:
-            self._on_job(Job(held, 0, message.count))
-        return fit
-
-    def _fit_to_run(self, held: Held, bag: Bag) -> bool:
-        message = held.message
-        if message.runs_at and message.generation >= bag.generation and bag.state is not BagState.CANCELLED:
-            return self._unguarded(held) and self._fit_to_run(held, bag)
-        careful = held.deaths > 0 or message.check
-        if careful or held.is_expired:
-            check_rows(message)  # else whoever runs them does, while the message is still in one piece
-        rest = self._without_row(held) if careful else None
-        self._keeper.add([held])
-        if bag.state is BagState.CANCELLED or message.generation < bag.generation:
-            self._recorder.drop(held, ended=False)
-        elif held.is_expired:
-            rest = self._without_row(held) if rest is None else rest
-            held.unsettled = len(rest)
-            if rest:
-                self._recorder.final(held, [held.expired(index, self._worker) for index in rest])
-            else:
-                self._recorder.drop(held)
-        elif bag.uid in self._bags.given_back():
-            self._recorder.release(held, delay_s=ELSEWHERE_S)
-            self._stopped.wait(AFTER_YOU_S)
-        elif message.not_before is not None and (early_s := message.not_before - time.time()) > 0:
-            self._recorder.release(held, delay_s=min(early_s, self._queue.limits.delay_s))
-        else:
-            return rest is None or self._careful(held, rest)
-        return False
-
-    def _without_row(self, held: Held) -> list[int]:
-        return without_row(self._table, held)
-
-    def _unguarded(self, held: Held) -> bool:
-        """Of what another worker runs, or ran: is it nobody's now?"""
-        verdict = self._guard.look(held)
-        if verdict is Verdict.RUN:
-            return True
-        self._keeper.add([held])
-        if verdict is Verdict.WAIT:
-            self._recorder.release(held, delay_s=min(self._queue.limits.delay_s, GUARD_S))
-        else:
-            self._recorder.drop(held, ended=verdict is Verdict.END)
-        return False
-
-    def _careful(self, held: Held, rest: list[int]) -> bool:
-        """Some of these tasks may have been done, or have killed a worker: run only those without a
-        row, one task a message, so that one that kills its worker is found."""
-        message, lost = held.message, held.deaths
-        if not rest:
-            self._recorder.drop(held)
-        elif message.count == 1 and lost >= held.bag.spec.max_deliveries:
-            self._recorder.final(held, [_lost(held, lost, self._worker)])
-        elif held.lost_its_place or (message.count > 1 and (lost or len(rest) < message.count)):
-            held.unsettled = len(rest)
-            self._recorder.hand_on(
-                held, [msgspec.structs.replace(held.single(index), check=True) for index in rest]
-            )
-        else:
-            return True
-        return False
-
-    def _set_aside(self, delivery: Delivery, reason: str) -> None:
-        """Raises BackendError when it can't be written just now."""
-        reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]}…"
-        self._notes.once(f"a message can't be read and is set aside (see `mtask dead`): {reason}")
-        dead = DeadMessage(body=delivery.body, reason=reason, worker=self._worker, at=time.time())
-        with self._table.transaction(self._queue):
-            self._table.set_aside([dead])
-            self._queue.delete([delivery])
-
-
-def _lost(held: Held, lost: int, worker: str) -> Result:
-    error = Failure(
-        reason=Reason.LOST, type="lost", message=f"{lost} workers died with this task (max_deliveries)"
-    )
-    return Result.failed(
-        held.bag.name,
-        held.message.first,
-        error,
-        id=held.id_of(0),
-        attempt=held.message.attempt + 1,
-        worker=worker,
-        queued_at=held.message.sent_at,
-        finished_at=time.time(),
-    )

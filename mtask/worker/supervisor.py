@@ -13,6 +13,7 @@ import secrets
 import selectors
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from mtask.errors import BackendError, UnavailableError
 from mtask.lanes import Lanes
@@ -32,7 +33,6 @@ from mtask.worker.inbox import Inbox
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
-from mtask.worker.notices import Notice, Watcher, grace_of
 from mtask.worker.options import LEAST_TO_SAVE_S, Options, time_to_save_s
 from mtask.worker.orphans import watch_for_orphans
 from mtask.worker.pulse import Pulse
@@ -42,6 +42,9 @@ from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
 from mtask.worker.slots import Slot
+
+if TYPE_CHECKING:
+    from mtask.worker.notices import Notice, Watcher
 
 __all__ = ["Options", "Worker"]
 
@@ -122,6 +125,8 @@ class Worker:
         self._pulse = Pulse(self, table)
         self._watcher: Watcher | None = None
         if options.notices != "off":
+            from mtask.worker.notices import Watcher  # an HTTP client: worth 10 ms
+
             self._watcher = Watcher(
                 options.notices, lambda notice: self._inbox.post(lambda: self._noticed(notice))
             )
@@ -388,6 +393,8 @@ class Worker:
         self._pulse.beat_soon()
 
     def _noticed(self, notice: Notice) -> None:
+        from mtask.worker.notices import grace_of
+
         left = "" if notice.left_s is None else f" in {notice.left_s:.0f} s"
         self.notes.say(f"{notice.what}{left}: stopping")
         self._drain(notice.what, grace_of(notice, self.options.grace_s))

@@ -364,26 +364,42 @@ def test_shipped_code_runs_where_there_is_none(camp: Camp, pool: CondorPool) -> 
     assert [result.value for result in camp.finish(again)] == [0, 3]
 
 
+def keepers(camp: Camp) -> list[int]:
+    """The processes of its keepers."""
+    keeper = re.compile(rb"mtask_condor\.keeper\0.*" + str(camp.folder).encode())
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if keeper.search(path.read_bytes()):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_up_while_the_old_keeper_still_ends(camp: Camp) -> None:
+    camp.up("--workers", "1")
+    (old,) = wait_until(lambda: keepers(camp), "the keeper runs", LONG_S)
+    os.kill(old, signal.SIGSTOP)
+    try:
+        camp("down")
+        camp.up("--workers", "1")
+        wait_until(lambda: set(keepers(camp)) - {old}, "there is another", LONG_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(old, signal.SIGCONT)
+    (camp.marks / "gate").touch()
+    camp.finish(camp.submit("wait", 1, folder=str(camp.marks)))
+
+
 def test_the_keeper_is_killed_and_removed(camp: Camp) -> None:
     camp.up("--workers", "2", "--min", "1")
     wait_until(lambda: camp.running() == 1, "one is there without tasks", LONG_S)
-    keeper = re.compile(rb"mtask_condor\.keeper\0.*" + str(camp.folder).encode())
-
-    def keepers() -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if keeper.search(path.read_bytes()):
-                    found.append(int(path.parent.name))
-        return found
-
-    (pid,) = wait_until(keepers, "the keeper runs", LONG_S)
+    (pid,) = wait_until(lambda: keepers(camp), "the keeper runs", LONG_S)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: keepers() not in ([], [pid]), "there is another", LONG_S)
+    wait_until(lambda: keepers(camp) not in ([], [pid]), "there is another", LONG_S)
     bag = camp.submit("wait", 3, folder=str(camp.marks))
     wait_until(lambda: len(camp.begun()) == 2, "one more comes", LONG_S)
     camp.pool.run("condor_rm", "-constraint", "MtaskFleetKeeper =!= undefined")
-    wait_until(lambda: not keepers(), "nobody keeps it", LONG_S)
+    wait_until(lambda: not keepers(camp), "nobody keeps it", LONG_S)
     assert "nobody keeps the number of workers: `mtask fleet up`" in camp("status")
     camp.up("--workers", "2")
     (camp.marks / "gate").touch()

@@ -16,6 +16,9 @@ from mtask_aws import DynamoTable, open_table
 from mtask_aws.setup_table import make_table
 from tests.servers.dynamodb import create, new_url
 
+BRIEFLY = settings(SETTINGS, max_examples=10)
+"""Each step is a request or some."""
+
 
 class Fixtures:
     @pytest.fixture
@@ -59,9 +62,9 @@ class Harness:
 
 @pytest.mark.timeout(600)
 def test_the_table_is_like_its_model_on_moto(moto: str) -> None:
-    TableMachine.run(Harness, settings(SETTINGS, max_examples=10))
+    TableMachine.run(Harness, BRIEFLY)
 
 
 @pytest.mark.timeout(600)
 def test_the_table_is_like_its_model_on_dynalite(dynalite: str) -> None:
-    TableMachine.run(Harness)
+    TableMachine.run(Harness, BRIEFLY)

@@ -273,6 +273,20 @@ class TestAgain:
         command.write("t.csv", "x\n2\n")
         args = ("run", "t.csv", "--call", "m:odd", "--bag", "b", "--retries", "0")
         assert [command(*args).code, command(*args).code] == [1, 1]
+        assert "or --retry-failed for the tasks that failed" in command(*args).err
+
+    def test_failed_tasks_are_tried_again_where_that_is_said(self, command):
+        run = ("run", "tasks.csv", "--shell", "echo $x >> ran; test $x != 3 -o -e mended", "--bag", "b")
+        args = (*run, "--retries", "0", "--retry-failed")
+        assert command(*args).code == 1
+        command.write("mended", "")
+        code, out, err = command(*args)
+        assert (code, "bag 'b': 1 task tried again\n" in err) == (0, True)
+        assert out.startswith("3 done (1 in this run)")
+        assert sorted(command.read("ran").split()) == ["1", "3", "3", "5"]
+        assert command(*args).code == 0
+        code, _, err = command(*args[:3], "true", "--retry-failed")
+        assert (code, "--retry-failed needs --bag" in err) == (2, True)
 
 
 class TestOutput:

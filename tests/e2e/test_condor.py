@@ -159,12 +159,12 @@ def test_priority_and_needs_are_those_of_the_jobs(pool, manager):
 
 
 def test_many_tasks_are_few_jobs_at_a_time(pool, table):
-    """100,000 tasks: some thousand messages, of which a few hundred are jobs at any moment."""
+    """100,000 tasks: thousands of messages, of which a few hundred are jobs at any moment."""
     # Not ru_maxrss: a program started by vfork begins with its parent's.
     program = r"""
 import re, sys, mtask
 with mtask.connect(sys.argv[1], sys.argv[2]) as mt:
-    mt.submit([{"x": x} for x in range(100_000)], call="condor_tasks:double", bag="many", tags="nowhere")
+    mt.submit([{"x": x} for x in range(100_000)], call="condor_tasks:double", bag="many", tags="nowhere", per_message=50)
 print(int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) // 1024)
 """
     url, path = pool.url(), ":".join([*pool.path, os.environ.get("PYTHONPATH", "")])
@@ -179,13 +179,20 @@ print(int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) 
             ready, leased, _ = manager.queue.depth()
             messages = sum(1 for _ in manager.table.blocks("many"))
             assert ready + leased == messages, "each is a job, or will be, and none can run"
-            assert messages > 1000
+            assert messages == 2000
             uid = manager.info("many").uid
             jobs = [job for job in pool.jobs("MtaskBag") if job[2] == uid]
             assert 0 < len(jobs) <= 300
             assert len({cluster for cluster, *_ in jobs}) == 1
         finally:  # the pool is everybody's
             manager.bag("many").cancel()
+
+
+def test_a_job_costs_more_than_a_request_so_messages_grow_sooner(manager):
+    bag = manager.submit([{"x": x} for x in range(300)], call="condor_tasks:double", tags="nowhere")
+    assert bag.info.spec.growth == manager.queue.limits.growth
+    assert sum(1 for _ in manager.table.blocks(bag.name)) < 60
+    bag.cancel()
 
 
 def test_the_commands(command, pool, table, monkeypatch):

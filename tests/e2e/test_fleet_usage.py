@@ -32,6 +32,7 @@ def no_pool(monkeypatch, tmp_path):
         ((*UP, "--env", "PASSWORD=secret"), "--env takes the name alone (PASSWORD)"),
         ((*UP, "--env", "NOT_SET_HERE"), "--env NOT_SET_HERE: that variable isn't set here"),
         ((*UP, "--ship", "--image", "x.sif"), "an image has mtask in it already"),
+        ((*UP, "--checkpoints", "ftp://me:secret@host/x"), "a password in --checkpoints would be seen"),
         ((*UP, "--name", "../x"), "'../x' can't be the name of a fleet"),
         (("fleet", "status"), "there is no fleet 'fleet' in "),
         (("fleet", "down", "--name", "other"), "there is no fleet 'other' in "),

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -160,11 +161,33 @@ def test_outputs_are_never_mixed(command):
     assert "stray" not in out + err
 
 
-def test_what_a_task_leaves_running_is_ended_with_it(command):
-    command.write("d.dag", "TASK a /bin/sh -c 'sleep 100 & echo $! > pid'\n")
-    assert command.process("pmc", "d.dag").code == 0
-    pid = command.read("pid").strip()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), limit_s=30)
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "sleep 100 & echo $! > pid",
+        "setsid sh -c 'echo $$ > pid; exec sleep 100' &",
+        "(setsid setsid sh -c 'echo $$ > pid; exec sleep 100' &) &",
+    ],
+)
+def test_what_a_task_leaves_running_is_ended_with_it(command, leave):
+    """Also in a session of its own: the next task finds nothing of it."""
+    command.write("leave", f"{leave}\nwhile ! test -s pid; do sleep 0.01; done\n")
+    look = "for i in $(seq 500); do kill -0 $(cat pid) || exit 0; sleep 0.01; done; exit 1"
+    dag = f"TASK a /bin/sh leave\nTASK b /bin/true\nTASK c /bin/sh -c '{look}'\nEDGE a b\nEDGE b c\n"
+    command.write("d.dag", dag)
+    done = command.process("pmc", "d.dag")
+    assert done.code == 0, done
+
+
+def test_too_few_open_files_are_named_before_anything_runs(command):
+    command.write("d.dag", "TASK a /bin/touch ran\n")
+    limited = f'ulimit -n 120; exec "{sys.executable}" -m mtask pmc d.dag -j 60 --host-cpus 60'
+    done = subprocess.run(
+        ["sh", "-c", limited], cwd=command.folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "60 tasks at a time need up to 220 open files, and `ulimit -n` is 120" in done.stderr
+    assert not (command.folder / "ran").exists()
 
 
 def test_a_large_output_comes_out_whole(command):
@@ -194,6 +217,15 @@ def test_a_run_that_goes_on_keeps_what_is_in_its_files(command):
         ("b", "256"),
         ("b", "0"),
     ]
+
+
+def test_an_output_that_was_cut_short_spoils_none_behind_it(command):
+    """As a kill -9 leaves it, while a task's output is written."""
+    command.write("d.dag", "TASK a /bin/echo a\nTASK b /bin/echo b\n")
+    command.write("d.dag.rescue", "\nDONE a")
+    command.write("out", "a\n[cluster-task name=a]\nhalf of b")
+    assert command.process("pmc", "d.dag", "-o", "out").code == 0
+    assert command.read("out").startswith("a\n[cluster-task name=a]\nhalf of b\nb\n[cluster-task name=b,")
 
 
 def test_outputs_of_each_attempt(command):
@@ -499,7 +531,7 @@ def test_ten_thousand_tasks_and_fifty_thousand_edges(command):
     command.write("d.dag", "\n".join([*lines, *(f"EDGE t{a} t{b}" for a, b in edges)]))
     assert len(edges) == 50_000
     began = subprocess.run(
-        ["env", "python", "-m", "mtask", "pmc", "d.dag", "-q"],
+        [sys.executable, "-m", "mtask", "pmc", "d.dag", "-q"],
         cwd=command.folder,
         capture_output=True,
         text=True,
@@ -551,6 +583,11 @@ def test_a_rescue_file_that_can_not_be_read(command):
     assert (code, out) == (2, "")
     assert [line.split(": ")[-2 if ":" in line else -1] for line in err.splitlines()]
     assert re.findall(r"d\.dag\.rescue, line (\d)", err) == ["3", "4", "5"]
+
+
+def test_a_name_with_any_letter_is_found_again(command):
+    command.write("d.dag", "TASK a\u00a0b\u2028c /bin/true\n")
+    assert [command.process("pmc", "d.dag").code for _ in range(2)] == [0, 0]
 
 
 def test_a_rescue_file_of_pegasus_is_taken_up(command):

@@ -16,6 +16,7 @@ import pytest
 from tests.servers.process import answers, free_port, missing, running
 
 NODE = Path(__file__).parents[2] / ".servers/node_modules/.bin"
+MOTO = Path(__file__).with_name("moto_server.py")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
@@ -31,7 +32,7 @@ def moto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    args = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    args = [sys.executable, str(MOTO), "-", "-H", "127.0.0.1", "-p", str(port)]
     with running(args, lambda: answers(f"{url}/moto-api/"), tmp_path_factory.mktemp("moto") / "log"):
         yield url
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -58,6 +59,17 @@ class CondorPool:
         }
         return f"condor:///{name}?{urlencode(given)}"
 
+    def packages(self, *names: str) -> list[str]:
+        """What is in front of the path of an interpreter that has these installed, too."""
+        place = self.folder / "packages"
+        for name in names:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            assert spec.origin is not None
+            if not (place / name).exists():
+                shutil.copytree(Path(spec.origin).parent, place / name)
+        return [*self.path, str(place)]
+
     def run(self, *args: str) -> str:
         """A program of HTCondor's, as condor_q."""
         return subprocess.run(args, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
@@ -93,6 +105,13 @@ def wait_until(holds: Callable[[], Any], what: str, longest_s: float = PATIENCE_
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[CondorPool]:
+    with running_pool() as it:
+        yield it
+
+
+@contextmanager
+def running_pool() -> Iterator[CondorPool]:
+    """It is this process's pool meanwhile: the environment says so."""
     if importlib.util.find_spec("htcondor2") is None:
         missing("the client of HTCondor", "pip install htcondor")
     folder = Path(tempfile.mkdtemp(prefix=f"mtp-{os.getpid()}-", dir="/tmp"))  # short: it holds unix sockets
@@ -136,6 +155,8 @@ def _for_jobs(place: Path) -> tuple[str, list[str]]:
         )
     for source in (ROOT / "mtask", *(ROOT / "backends").iterdir(), library / "msgspec"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Nobody may write there, and would compile all of it in each job.
+    subprocess.run([python, "-m", "compileall", "-q", str(place)], check=True, timeout=START_S)
     return python, [str(place)]
 
 

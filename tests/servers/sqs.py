@@ -75,7 +75,7 @@ def sqs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     file.write_text("0")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    program = Path(__file__).with_name("moto_clock.py")
+    program = Path(__file__).with_name("moto_server.py")
     args = [sys.executable, str(program), str(file), "-H", "127.0.0.1", "-p", str(port)]
     with running(args, lambda: answers(f"{url}/moto-api/"), folder / "log"):
         yield url, file

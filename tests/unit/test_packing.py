@@ -65,6 +65,10 @@ def test_a_million_small_tasks_are_some_thousand_messages() -> None:
     assert 2_000 <= blocks <= 15_000
 
 
+def test_messages_are_fewer_where_they_grow_sooner() -> None:
+    assert len(list(pack([b"[1]"] * 5000, growth=10))) < 100 < 1000 < len(list(pack([b"[1]"] * 5000)))
+
+
 def test_no_block_is_larger_than_its_limit_in_bytes() -> None:
     row = msgspec.json.encode(["x" * 1000])
     packed = list(pack([row] * 2000, per_message=1000))

@@ -23,6 +23,13 @@ def test_all_is_the_public_surface():
     assert public == set(mtask.__all__)
 
 
+def test_an_interpreter_that_is_too_old_is_told_so():
+    """As on an execute node, where mtask may be on the path of any."""
+    program = "import sys; sys.version_info = (3, 10, 13); import mtask_condor.node"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: mtask needs Python 3.11 or newer; ")
+
+
 def test_all_errors_are_public():
     assert set(errors.__all__) <= set(mtask.__all__)
 

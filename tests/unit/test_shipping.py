@@ -33,6 +33,8 @@ def work(tmp_path):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    (folder / ".#mine.py").symlink_to("someone@host.1234")  # as an editor locks a file
+    (folder / "gone.py").symlink_to("nowhere")
     return folder
 
 

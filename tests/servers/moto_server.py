@@ -1,24 +1,28 @@
-"""A moto server whose clock can be moved: run as `python moto_clock.py FILE [options of moto_server]`.
+"""A moto server that keeps requests apart, and whose clock can be moved: `python moto_server.py FILE [options of moto_server]`.
 
-Its time is ahead of the true one by the seconds in FILE, read at each look; a second number there is a time (UTC, since
-the epoch) at which the true one stands still, but for a microsecond at each look. And it takes messages one request at a time:
-moto itself gives the same message to two requests that come together.
+moto itself gives one SQS message to two requests that come together, and of two updates of a DynamoDB item
+that isn't there yet it forgets one: AWS does neither. So here a receive waits for the other, and so does a write.
+
+Its time is ahead of the true one by the seconds in FILE (`-`: none), read at each look; a second number there is a time
+(UTC, since the epoch) at which the true one stands still, but for a microsecond at each look.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import moto.core.utils
 from moto.server import main
 
-FILE = Path(sys.argv[1])
+FILE = None if sys.argv[1] == "-" else Path(sys.argv[1])
 PAUSE_S = 0.2
 """Between two looks of a request that waits, for what became visible meanwhile."""
 true_time = moto.core.utils.utcnow
@@ -26,6 +30,7 @@ looks = itertools.count()
 
 
 def utcnow() -> datetime.datetime:
+    assert FILE is not None
     ahead_s, *stands_at = map(float, FILE.read_text().split())
     now = true_time()
     if stands_at:
@@ -54,8 +59,26 @@ def take_singly() -> None:
     SQSBackend.receive_message = receive_message  # type: ignore[assignment,method-assign]
 
 
+def write_singly() -> None:
+    from moto.dynamodb.models import DynamoDBBackend
+
+    lock = threading.RLock()
+
+    def alone(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **named: Any) -> Any:
+            with lock:
+                return method(*args, **named)
+
+        return call
+
+    for name in ("put_item", "update_item", "delete_item", "transact_write_items"):
+        setattr(DynamoDBBackend, name, alone(getattr(DynamoDBBackend, name)))
+
+
 if __name__ == "__main__":
-    # Before the services are imported, which takes the function from there.
-    moto.core.utils.utcnow = utcnow
+    if FILE is not None:  # before the services are imported, which takes the function from there
+        moto.core.utils.utcnow = utcnow
     take_singly()
+    write_singly()
     main(sys.argv[2:])
