@@ -30,6 +30,7 @@ PATTERNS = {
     "Microsoft.Storage/storageAccounts": "[a-z0-9]{3,24}",
     "Microsoft.Storage/storageAccounts/queueServices/queues": "[a-z0-9]{3,24}/default/(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
     "Microsoft.Storage/storageAccounts/tableServices/tables": "[a-z0-9]{3,24}/default/[A-Za-z][A-Za-z0-9]{2,62}",
+    "Microsoft.Storage/storageAccounts/blobServices/containers": "[a-z0-9]{3,24}/default/(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
     "Microsoft.Authorization/roleAssignments": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
 }
 """Of names: "Naming rules and restrictions for Azure resources"."""
@@ -50,6 +51,7 @@ class Deployment:
             "resourceId": lambda *parts: f"/subscriptions/S/resourceGroups/G/providers/{'/'.join(parts)}",
             "subscriptionResourceId": lambda *parts: f"/subscriptions/S/providers/{'/'.join(parts)}",
             "format": lambda text, *values: text.format(*values),
+            "toLower": str.lower,
             "replace": lambda text, old, new: text.replace(old, new),
             "guid": lambda *parts: str(uuid.uuid5(uuid.NAMESPACE_URL, "-".join(parts))),
             "length": len,
@@ -103,7 +105,7 @@ def test_it_makes_what_init_makes() -> None:
         assert re.fullmatch(PATTERNS[resource["type"]], resource["name"]), resource
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", resource["apiVersion"])
     names = {resource["name"] for resource in resources}
-    assert len(names) == len(resources) == 4 + 6
+    assert len({(each["type"], each["name"]) for each in resources}) == len(resources) == 5 + 6
     url = deployment.value(deployment.template["outputs"]["queue"]["value"])
     address = address_of(url)
     for name in (physical(address), physical(address, poison=True)):
@@ -126,7 +128,7 @@ def test_each_principal_gets_each_role() -> None:
     ]
     assert sorted(given) == sorted((principal, role) for principal in ("p-1", "p-2") for role in ROLES)
     assert ROLE in ROLES.values()
-    assert len(Deployment(accountName="mystorage").resources()) == 4
+    assert len(Deployment(accountName="mystorage").resources()) == 5
 
 
 @pytest.mark.parametrize("name", sorted(ROLES.values()))
