@@ -162,7 +162,7 @@ class Bags:
             if run == 0 or known.wide:
                 return
             _, entity = self._read(known.name)
-            if known.wide or self._merge(known.name, {"wide": True}, entity):
+            if "wide" in entity or self._merge(known.name, {"wide": True}, entity):
                 known.wide = True
                 return
             pause(attempt)

@@ -113,7 +113,7 @@ class Blobs:
 
 
 def _cuts(entity: Entity, kind: str) -> list[bytes]:
-    found = []
+    found: list[bytes] = []
     while (cut := entity.get(f"{kind}{len(found)}")) is not None:
         found.append(cut)
     return found

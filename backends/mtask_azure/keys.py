@@ -48,8 +48,8 @@ __all__ = [
     "attempt_key",
     "attempts_from",
     "block_key",
-    "blocks_of",
     "blocks_from",
+    "blocks_of",
     "checked",
     "dead_key",
     "escaped",
@@ -169,7 +169,8 @@ def gone_key(uid: str) -> Key:
 def escaped(name: str) -> str:
     """The name as a part of a key, the same for no other name."""
     text = "".join(
-        chr(byte) if _SAFE.match(bytes([byte])) else f"!{byte:02x}" for byte in name.encode("utf-8", "surrogatepass")
+        chr(byte) if _SAFE.match(bytes([byte])) else f"!{byte:02x}"
+        for byte in name.encode("utf-8", "surrogatepass")
     )
     if 0 < len(text) <= _LONGEST:
         return text

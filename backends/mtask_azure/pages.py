@@ -43,9 +43,12 @@ class Page(NamedTuple):
     def with_row(self, offset: int, state: State) -> Page:
         """After this task ended so."""
         bit = 1 << offset
-        masks = {"done": self.done, "failed": self.failed & ~bit, "expired": self.expired & ~bit}
-        masks[state.value] |= bit
-        return self._replace(**masks)
+        page = self.without_row(offset)
+        if state is State.DONE:
+            return page._replace(done=page.done | bit)
+        if state is State.FAILED:
+            return page._replace(failed=page.failed | bit)
+        return page._replace(expired=page.expired | bit)
 
     def without_row(self, offset: int) -> Page:
         """Of a task that failed or expired."""

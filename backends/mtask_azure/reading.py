@@ -110,7 +110,9 @@ class Reader:
 
         def read(numbers: list[int]) -> list[Entity]:
             partition = known.partition(shard_of(run_of(numbers[0])))
-            return [entity for kind in kinds for entity in run_entities(self._store, partition, kind, numbers)]
+            return [
+                entity for kind in kinds for entity in run_entities(self._store, partition, kind, numbers)
+            ]
 
         pages = list(dict.fromkeys(map(page_of, indexes)))
         runs = [list(numbers) for _, numbers in groupby(pages, run_of)]
@@ -124,7 +126,9 @@ class Reader:
         """The wanted rows of a page."""
         far = any(map(is_far, entities))
         bodies = (
-            self._store.parallel(self._blobs.unpack, entities) if far else list(map(self._blobs.unpack, entities))
+            self._store.parallel(self._blobs.unpack, entities)
+            if far
+            else list(map(self._blobs.unpack, entities))
         )
         rows: dict[int, Result] = {}
         for entity, body in zip(entities, bodies, strict=True):
@@ -139,7 +143,9 @@ class Reader:
         try:
             return results_of(known.name, body)
         except msgspec.DecodeError as error:
-            raise BackendError(f"the rows in {row_of(entity)!r} of {known.name!r} can't be read: {error}") from None
+            raise BackendError(
+                f"the rows in {row_of(entity)!r} of {known.name!r} can't be read: {error}"
+            ) from None
 
 
 def _flat(answers: Iterable[list[Entity]]) -> Iterator[Entity]:

@@ -139,7 +139,9 @@ class Writer:
             key = known.partition(shard_of(run)), keys.attempt_key(result.index, result.attempt, digest)
             entity = self._row(known, Row(result.state, result.attempt, line))
             work.setdefault(key[0], {})[key[1]] = Unit([put(key, entity)])
-        self._store.parallel(lambda each: self._store.commit(each[0], list(each[1].values())), list(work.items()))
+        self._store.parallel(
+            lambda each: self._store.commit(each[0], list(each[1].values())), list(work.items())
+        )
 
     def retract(self, known: Known, indexes: Collection[int]) -> set[int]:
         """The rows become attempts in the transaction in which the pages lose them."""
@@ -172,7 +174,9 @@ class Writer:
                 return
             if refused:
                 pause(attempt)
-        raise UnavailableError(f"the bag {known.name!r} was changed by others {TRIES} times while rows were recorded")
+        raise UnavailableError(
+            f"the bag {known.name!r} was changed by others {TRIES} times while rows were recorded"
+        )
 
     def _change(self, known: Known, change: _Change, rows: Rows) -> tuple[_Change, Rows]:
         """What is to be done to a page, and the rows that must wait for the next transaction."""
@@ -229,7 +233,9 @@ class Writer:
                 return taken
             if refused:
                 pause(attempt)
-        raise UnavailableError(f"the bag {known.name!r} was changed by others while rows were taken out of it")
+        raise UnavailableError(
+            f"the bag {known.name!r} was changed by others while rows were taken out of it"
+        )
 
     def _take_out(
         self, change: _Change, wanted: set[int], rows: dict[str, Entity]

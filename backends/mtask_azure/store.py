@@ -189,14 +189,13 @@ class Store:
             values |= {"low": between[0], "high": between[1]}
         pages = (
             self._table()
-            .query_entities(
-                condition, parameters=values, select=None if select is None else list(select)
-            )
+            .query_entities(condition, parameters=values, select=None if select is None else list(select))
             .by_page()
         )
 
         def answer() -> list[Entity] | None:
-            return self._call("read", lambda: next(map(list, pages), None))
+            found: Iterator[Entity] | None = self._call("read", lambda: next(pages, None))
+            return None if found is None else list(found)
 
         found = answer()
         while found is not None:
@@ -257,7 +256,7 @@ class Store:
         def send() -> None:
             nonlocal too_large
             try:
-                self._table().submit_transaction([tuple(each) for each in operations])
+                self._table().submit_transaction(operations)
             except RequestTooLargeError as error:
                 too_large = error
             except TableTransactionError as error:

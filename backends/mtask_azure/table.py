@@ -97,12 +97,15 @@ class AzureTable:
     # -- blocks -------------------------------------------------------------------------------------
 
     def put_blocks(self, blocks: Sequence[Block]) -> None:
-        by_bag: dict[str, list[Unit]] = {}
+        by_bag: dict[str, dict[int, Unit]] = {}
         for block in blocks:
-            uid = self._bags.known(block.bag).uid
-            by_bag.setdefault(uid, []).append(self._block_unit(uid, block))
+            uid, number = self._bags.known(block.bag).uid, keys.checked(block.number)
+            units = by_bag.setdefault(uid, {})
+            if number not in units:
+                units[number] = self._block_unit(uid, block)
         for uid, units in by_bag.items():
-            self._store.commit(keys.blocks_of(uid), units)  # those refused are there already
+            # Those that are refused are there already.
+            self._store.commit(keys.blocks_of(uid), list(units.values()))
 
     def block(self, bag: str, number: int) -> Block:
         try:
@@ -271,7 +274,7 @@ class AzureTable:
             values["lane"] = block.lane
         if block.then is not None:
             values["then"] = str(block.then)
-        return Unit([insert(keys.block_key(uid, keys.checked(block.number)), values)])
+        return Unit([insert(keys.block_key(uid, block.number), values)])
 
     def _block_of(self, bag: str, entity: Entity) -> Block:
         return Block(

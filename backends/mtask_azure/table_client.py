@@ -21,7 +21,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.pipeline.transport import HttpTransport, RequestsTransport
+from azure.core.pipeline.transport import RequestsTransport
 from azure.data.tables import TableClient, TableServiceClient
 from azure.storage.blob import ContainerClient
 from requests.adapters import HTTPAdapter
@@ -68,7 +68,8 @@ def code_of(error: HttpResponseError) -> str:
     """Azure's own; of tables it is an enumeration, of blobs text."""
     code = getattr(error, "error_code", None)
     if code is None and error.response is not None:
-        code = error.response.headers.get("x-ms-error-code")
+        headers: Any = getattr(error.response, "headers", {})
+        code = headers.get("x-ms-error-code")
     return str(getattr(code, "value", code) or "")
 
 
@@ -78,7 +79,7 @@ def expired_sas(error: HttpResponseError) -> bool:
     return "not valid in the specified time frame" in text or "Signature not valid in the specified" in text
 
 
-def new_transport() -> HttpTransport[Any, Any]:
+def new_transport() -> Any:
     """With as many connections as are ever used at once."""
     session = requests.Session()
     for scheme in ("https://", "http://"):

@@ -40,7 +40,14 @@ class Azurite:
         if path is None:
             missing("azurite", "`make servers` does it, or `npm install azurite --prefix .servers`")
         port = self.ports[service]
-        args = [path, "--silent", "--skipApiVersionCheck", "--disableTelemetry", "--location", str(self._folder)]
+        args = [
+            path,
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+            "--location",
+            str(self._folder),
+        ]
         args += [f"--{service}Host", "127.0.0.1", f"--{service}Port", str(port)]
         stack = ExitStack()
         log = self._folder / f"{service}.log"
@@ -56,9 +63,7 @@ class Azurite:
 
     def connection(self, *, key: str = KEY, table: str = "") -> str:
         """`table`: another endpoint of tables, as of a proxy."""
-        where = {
-            service: f"http://127.0.0.1:{port}/{ACCOUNT}" for service, port in self.ports.items()
-        }
+        where = {service: f"http://127.0.0.1:{port}/{ACCOUNT}" for service, port in self.ports.items()}
         return (
             f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={key};"
             f"TableEndpoint={table or where['table']};BlobEndpoint={where['blob']};"
