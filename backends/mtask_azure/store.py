@@ -54,6 +54,8 @@ SIDE_BY_SIDE = CONNECTIONS - 4
 """Requests of one call at once; some connections are left for other threads."""
 
 _CONDITIONS = {"ConditionNotMet", "EntityAlreadyExists", "EntityNotFound", "UpdateConditionNotSatisfied"}
+_AGAIN: dict[str, Any] = {"retry_on_methods": frozenset({"POST", "PATCH", "PUT"})}
+"""Requests that the client sends again when their answer is lost, too: each says by its condition whether it was done."""
 _OPERATION_BYTES = 900
 """Headers of one operation in a transaction, keys and names."""
 
@@ -148,7 +150,7 @@ class Store:
 
     def insert(self, key: Key, values: Entity) -> None:
         """Raises ConditionError where there is one already."""
-        self._write("write to", lambda: self._table().create_entity(_at(key, values)))
+        self._write("write to", lambda: self._table().create_entity(_at(key, values), **_AGAIN))
 
     def put(self, key: Key, values: Entity) -> None:
         """What was there is replaced."""
@@ -159,7 +161,7 @@ class Store:
         mode = UpdateMode.MERGE if merge else UpdateMode.REPLACE
         answer: dict[str, Any] = self._write(
             "write to",
-            lambda: self._table().update_entity(_at(key, values), mode, **_if_match(etag)),
+            lambda: self._table().update_entity(_at(key, values), mode, **_if_match(etag), **_AGAIN),
         )
         return str(answer.get("etag", ""))
 
@@ -256,7 +258,7 @@ class Store:
         def send() -> None:
             nonlocal too_large
             try:
-                self._table().submit_transaction(operations)
+                self._table().submit_transaction(operations, **_AGAIN)
             except RequestTooLargeError as error:
                 too_large = error
             except TableTransactionError as error:

@@ -5,7 +5,6 @@ A test that uses `azurite` has a connection string in its environment.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -96,8 +95,3 @@ def azurite(azurite_server: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite
 def new_url() -> str:
     """Of a table that isn't there yet."""
     return f"azuretable://{ACCOUNT}/t{uuid4().hex[:12]}"
-
-
-def environment() -> dict[str, str]:
-    """For processes that tests start."""
-    return {CONNECTION: os.environ[CONNECTION]}
