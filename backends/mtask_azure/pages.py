@@ -1,6 +1,7 @@
 """A page: which of 64 tasks have ended, and how. The one place that decides what counts.
 
     done, failed, expired   a bit for each task, in hexadecimal; no task has two
+    by                      by chance, of the last change: whoever got no answer sees whether it was his
 
 A page is changed by its ETag alone: whoever writes rows reads it, and writes rows and page in one transaction that
 is refused if the page is no longer the one that was read. So a row is there if and only if its page says so, nobody's
@@ -33,6 +34,8 @@ class Page(NamedTuple):
     done: int = 0
     failed: int = 0
     expired: int = 0
+    by: str = ""
+    """The token of the change that was made last."""
     etag: str = ""
     """Empty: there is no such page yet."""
 
@@ -57,12 +60,13 @@ class Page(NamedTuple):
 
     def values(self) -> Entity:
         """As an entity's properties."""
-        return {name: f"{getattr(self, name):x}" for name in PROPERTIES if getattr(self, name)}
+        masks = {name: f"{getattr(self, name):x}" for name in PROPERTIES if getattr(self, name)}
+        return {**masks, "by": self.by}
 
 
 def read(entity: Entity) -> Page:
     done, failed, expired = (int(entity.get(name, "0"), 16) for name in PROPERTIES)
-    return Page(done, failed, expired, entity.metadata["etag"])  # type: ignore[attr-defined]
+    return Page(done, failed, expired, entity.get("by", ""), entity.metadata["etag"])  # type: ignore[attr-defined]
 
 
 def page_number(entity: Entity) -> int:

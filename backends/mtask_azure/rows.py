@@ -84,7 +84,8 @@ class _Change:
     """What one transaction does to a page: as much as fits, and the page as it is then."""
 
     def __init__(self, partition: str, number: int, page: Page) -> None:
-        self.partition, self.number, self.before, self.after = partition, number, page, page
+        self.partition, self.number, self.before = partition, number, page
+        self.after = page._replace(by=keys.new_token())
         self._operations: list[Operation] = []
         self._bytes = 2000  # of the page itself
 
@@ -157,19 +158,21 @@ class Writer:
 
     def _record_run(self, known: Known, run: int, left: Gathered) -> None:
         partition = known.partition(shard_of(run))
+        refused: dict[int, tuple[str, Rows]] = {}
         for attempt in range(TRIES):
             pages = run_pages(self._store, partition, sorted(left))
+            for number, (token, rest) in refused.items():
+                if number in pages and pages[number].by == token:  # it was done, and the answer was lost
+                    left[number] = rest
             changes = [
                 self._change(known, _Change(partition, number, pages.get(number, Page())), left[number])
                 for number in sorted(left)
             ]
             units = [unit for change, _ in changes if (unit := change.unit())]
-            refused = {unit.about.number for unit in self._store.commit(partition, units)}
-            left = {
-                change.number: left[change.number] if change.number in refused else rest
-                for change, rest in changes
-                if change.number in refused or rest
-            }
+            numbers = {unit.about.number for unit in self._store.commit(partition, units)}
+            refused = {c.number: (c.after.by, rest) for c, rest in changes if c.number in numbers}
+            left = {c.number: left[c.number] if c.number in numbers else rest for c, rest in changes}
+            left = {number: rows for number, rows in left.items() if rows}
             if not left:
                 return
             if refused:

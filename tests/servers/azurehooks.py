@@ -87,6 +87,7 @@ def lose_first_answers(lost: list[str]) -> Hook:
         if identity not in seen:
             seen.add(identity)
             lost.append(request.method)
+            answer.internal_response.close()
             raise ServiceResponseError("the connection was closed")
         return answer
 
