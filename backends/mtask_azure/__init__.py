@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from mtask.meter import Prices
+from mtask_azure.doctor_table import diagnose_tables as diagnose
 from mtask_azure.prices_table import TABLE_DOLLARS, table_units
 from mtask_azure.setup_table import make_table
 from mtask_azure.table import AzureTable
 
-__all__ = ["PRICES", "AzureTable", "make_table", "open_table", "table_units"]
+__all__ = ["PRICES", "AzureTable", "diagnose", "make_table", "open_table", "table_units"]
 
 PRICES = Prices(
     dollars=TABLE_DOLLARS,
