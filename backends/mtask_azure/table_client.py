@@ -8,6 +8,8 @@ API error codes", https://learn.microsoft.com/rest/api/storageservices/.
 from __future__ import annotations
 
 import os
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +61,8 @@ DENIED = {
 BUSY = {"InternalError", "OperationTimedOut", "ServerBusy", "TooManyRequests"}
 BEING_DELETED = {"AccountBeingCreated", "ContainerBeingDeleted", "TableBeingDeleted"}
 
+_NO_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+"""What the DNS says of a name that nobody has; that it can't be asked just now is something else."""
 _RETRIES: dict[str, Any] = {"retry_total": 2, "retry_backoff_factor": 0.2, "retry_backoff_max": 5}
 _TIMEOUTS: dict[str, Any] = {"connection_timeout": 5, "read_timeout": 35}
 """The service itself gives up after 30 s."""
@@ -166,13 +170,19 @@ class Account:
                 self._raise_no_credentials(error)
             self._raise(error, action, role, place)
         except (ServiceRequestError, ServiceResponseError) as error:
-            raise UnavailableError(
-                f"{place} is out of reach: {_short(error)} (is the account's name {self.address.account!r} right?)"
-            ) from None
+            self._raise_unreachable(error, place)
         except AzureError as error:
             raise BackendError(f"{action} {place}: {_short(error)}") from None
         except requests.RequestException as error:
-            raise UnavailableError(f"{place} is out of reach: {_short(error)}") from None
+            self._raise_unreachable(error, place)
+
+    def _raise_unreachable(self, error: Exception, place: str) -> NoReturn:
+        found = re.search(r"\[Errno (-?\d+)\] ([^'\")]+)", str(error))
+        if found and int(found[1]) in _NO_NAME:
+            raise UnusableError(
+                f"{place}: there is no storage account {self.address.account!r}, or its name is spelled otherwise"
+            ) from None
+        raise UnavailableError(f"{place} is out of reach: {found[2] if found else _short(error)}") from None
 
     def _raise_no_credentials(self, error: Exception) -> NoReturn:
         raise UnusableError(
