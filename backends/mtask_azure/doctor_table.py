@@ -18,7 +18,7 @@ from azure.core.exceptions import HttpResponseError
 from mtask.doctor import Finding, clock_finding
 from mtask.errors import MtaskError, UnavailableError
 from mtask_azure.table_address import TableAddress, address_of
-from mtask_azure.table_client import BLOB_ROLE, DENIED, TABLE_ROLE, Account, code_of, expired_sas
+from mtask_azure.table_client import BEING_DELETED, BLOB_ROLE, DENIED, TABLE_ROLE, Account, code_of
 
 __all__ = ["diagnose_tables"]
 
@@ -27,7 +27,6 @@ _NOTHING = ("doctor", "nothing")
 _NEVER = "W/\"datetime'2000-01-01T00%3A00%3A00.0000000Z'\""
 """An ETag that no entity has: there was no Azure then."""
 _MISSING = ("ContainerNotFound", "TableNotFound")
-_NOT_THERE = ("BlobNotFound", "EntityNotFound", "ResourceNotFound")
 
 
 def diagnose_tables(urls: Sequence[str], roles: Collection[str]) -> Iterator[Finding]:  # noqa: ARG001
@@ -77,9 +76,11 @@ class _Trial:
             yield Finding(what, None, f"can't be told: {error}")
         except MtaskError as error:
             missing = self.code in _MISSING
-            todo = "" if self.code not in _MISSING else "`mtask init` makes it"
             text = f"there is no {self._place}" if missing else str(error)
-            yield Finding(what, False, text, todo, stops=missing or self.code not in DENIED)
+            # Without the right to read it can't be opened.
+            yield Finding(
+                what, False, text, "`mtask init` makes it" if missing else "", stops=action == "read"
+            )
         else:
             yield Finding(what, True, f"may {action} {self._place}")
 
@@ -87,7 +88,7 @@ class _Trial:
 def _matters(error: HttpResponseError, code: str) -> bool:
     """Does it say more than that the condition doesn't hold, or that nothing is there?"""
     status = error.status_code or 0
-    if code in (*_MISSING, *DENIED) or expired_sas(error) or status in (401, 403, 429) or status >= 500:
+    if code in (*_MISSING, *DENIED, *BEING_DELETED) or status in (401, 403, 429) or status >= 500:
         return True
     return status not in (404, 409, 412)
 

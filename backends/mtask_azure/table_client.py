@@ -12,8 +12,10 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, NoReturn
+from urllib.parse import parse_qs
 
 import requests
 from azure.core.exceptions import (
@@ -32,13 +34,13 @@ from mtask.errors import BackendError, UnavailableError, UnusableError
 from mtask_azure.table_address import CONNECTION, TableAddress, connection_settings
 
 __all__ = [
+    "BEING_DELETED",
     "BLOB_ROLE",
     "CONNECTIONS",
     "DENIED",
     "TABLE_ROLE",
     "Account",
     "code_of",
-    "expired_sas",
     "new_transport",
 ]
 
@@ -75,12 +77,6 @@ def code_of(error: HttpResponseError) -> str:
         headers: Any = getattr(error.response, "headers", {})
         code = headers.get("x-ms-error-code")
     return str(getattr(code, "value", code) or "")
-
-
-def expired_sas(error: HttpResponseError) -> bool:
-    """Is it that the time of a shared access signature is over? (Code AuthenticationFailed, and a text that says so.)"""
-    text = str(error)
-    return "not valid in the specified time frame" in text or "Signature not valid in the specified" in text
 
 
 def new_transport() -> Any:
@@ -204,22 +200,45 @@ class Account:
             ) from None
         if code in BUSY or status >= 500 or status == 429:
             raise UnavailableError(f"{place} is busy: {code or status}: {text}") from None
-        if expired_sas(error):
-            raise UnusableError(
+        if status in (401, 403) or code in DENIED:
+            raise UnusableError(self._denied(action, role, place, code or str(status), text)) from None
+        raise BackendError(f"{action} {place}: {code or status}: {text}") from None
+
+    def _denied(self, action: str, role: str, place: str, code: str, text: str) -> str:
+        signature = self._connection is not None and "AccountKey=" not in self._connection
+        if signature and ("specified time frame" in text or self._signature_is_over()):
+            return (
                 f"{place}: the shared access signature in {CONNECTION} has expired, or isn't valid yet; make a new one "
                 "(`az storage account generate-sas`), and start again"
-            ) from None
-        if code in DENIED:
-            raise UnusableError(
-                f"access denied: may not {action} {place} ({code}); give this identity the role {role!r} on the storage "
-                "account (a new role takes some minutes), and see what else is missing with `mtask doctor`"
-            ) from None
-        if status in (401, 403):
-            raise UnusableError(
-                f"{place}: Azure doesn't accept these credentials ({self.how}): {code or status}; is the key that of this "
-                "account, and this machine's clock right?"
-            ) from None
-        raise BackendError(f"{action} {place}: {code or status}: {text}") from None
+            )
+        denied = f"access denied: may not {action} {place} ({code})"
+        if code == "KeyBasedAuthenticationNotPermitted":
+            return f"{denied}; the account takes no keys: unset {CONNECTION}, `az login`, and use the role {role!r}"
+        if signature and code in DENIED:
+            return (
+                f"{denied}; the shared access signature in {CONNECTION} must be for tables and blobs, for all resource "
+                "types, and allow to read, write, delete, list, add, create and update (ss=tb, srt=sco, sp=rwdlacu)"
+            )
+        if self._connection is None and code in DENIED:
+            return (
+                f"{denied}; give this identity the role {role!r} on the storage account (a new role takes some minutes), "
+                "let this machine through the account's firewall, and see what else is missing with `mtask doctor`"
+            )
+        return (
+            f"{place}: Azure doesn't accept these credentials ({self.how}): {code}; is the key that of this account, and "
+            "this machine's clock right?"
+        )
+
+    def _signature_is_over(self) -> bool:
+        """By its `se`; codes of errors alone don't tell."""
+        ends = parse_qs(
+            (self._connection or "").partition("SharedAccessSignature=")[2].lstrip("?").partition(";")[0]
+        )
+        for text in ends.get("se", []):
+            with suppress(ValueError):
+                ends_at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+                return (ends_at if ends_at.tzinfo else ends_at.replace(tzinfo=UTC)) <= datetime.now(UTC)
+        return False
 
 
 def _short(error: Exception) -> str:
