@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 import msgspec
 
@@ -72,7 +72,9 @@ class Reader:
         if low > keys.MOST:
             return
         between = keys.attempts_from(low)
-        streams = (_flat(self._store.query(known.partition(shard), between)) for shard in known.shards)
+        streams = (
+            chain.from_iterable(self._store.query(known.partition(shard), between)) for shard in known.shards
+        )
         for entity in heapq.merge(*streams, key=row_of):
             yield from self._decoded(known, entity, self._blobs.unpack(entity))
 
@@ -82,7 +84,7 @@ class Reader:
         """All pages of a shard in which there is something, in order."""
         partition, page = known.partition(shard), first
         if "f" not in kinds:
-            yield from _by_page(_flat(self._store.query(partition, keys.range_of("r", page))))
+            yield from _by_page(chain.from_iterable(self._store.query(partition, keys.range_of("r", page))))
             return
         waiting: list[Entity] = []
         for failed in self._store.query(partition, keys.range_of("f", page)):
@@ -102,17 +104,16 @@ class Reader:
         """Those that failed, and the done ones of all pages of the span, which are read now."""
         done: Iterator[Entity] = iter(())
         if "r" in kinds and (span[1] is None or span[0] <= span[1]):
-            done = _flat(self._store.query(partition, keys.range_of("r", *span)))
+            done = chain.from_iterable(self._store.query(partition, keys.range_of("r", *span)))
         return _by_page(heapq.merge(failed, done, key=_page_of))  # stable: failed ones first
 
     def _named(self, known: Known, kinds: str, indexes: Sequence[int]) -> Iterator[Found]:
         """The pages between the first and the last of these tasks of each run, some runs at a time."""
 
         def read(numbers: list[int]) -> list[Entity]:
-            partition = known.partition(shard_of(run_of(numbers[0])))
-            return [
-                entity for kind in kinds for entity in run_entities(self._store, partition, kind, numbers)
-            ]
+            partition, wanted = known.partition(shard_of(run_of(numbers[0]))), set(numbers)
+            found = (run_entities(self._store, partition, kind, numbers) for kind in kinds)
+            return [entity for entity in chain.from_iterable(found) if _page_of(entity) in wanted]
 
         pages = list(dict.fromkeys(map(page_of, indexes)))
         runs = [list(numbers) for _, numbers in groupby(pages, run_of)]
@@ -146,11 +147,6 @@ class Reader:
             raise BackendError(
                 f"the rows in {row_of(entity)!r} of {known.name!r} can't be read: {error}"
             ) from None
-
-
-def _flat(answers: Iterable[list[Entity]]) -> Iterator[Entity]:
-    for entities in answers:
-        yield from entities
 
 
 def _by_page(entities: Iterable[Entity]) -> Iterator[Found]:

@@ -146,11 +146,12 @@ class Writer:
 
     def retract(self, known: Known, indexes: Collection[int]) -> set[int]:
         """The rows become attempts in the transaction in which the pages lose them."""
+        wanted = set(indexes)
         runs: dict[int, set[int]] = {}
-        for page in pages_with(self._store, known, indexes):
-            wanted = {index % PAGE for index in indexes if index // PAGE == page[0]}
-            if wanted & set(bits(page[1].failed | page[1].expired)):
-                runs.setdefault(run_of(page[0]), set()).update(page[0] * PAGE + offset for offset in wanted)
+        for number, page in pages_with(self._store, known, wanted):
+            ended = {number * PAGE + offset for offset in bits(page.failed | page.expired)}
+            if ended & wanted:
+                runs.setdefault(run_of(number), set()).update(ended & wanted)
         taken = self._store.parallel(lambda each: self._retract_run(known, *each), list(runs.items()))
         return set().union(*taken)
 

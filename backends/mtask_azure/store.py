@@ -8,6 +8,7 @@ one partition; 1,000 entities an answer.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
@@ -245,8 +246,8 @@ class Store:
 
     def server_now_s(self) -> float:
         """When the last answer to this thread was sent, by the server's clock, in whole seconds (its header Date)."""
-        now: float = self._seen.now_s
-        return now
+        now_s: float = getattr(self._seen, "now_s", time.time())
+        return now_s
 
     # -- inside -------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ API error codes", https://learn.microsoft.com/rest/api/storageservices/.
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import threading
@@ -126,8 +125,7 @@ class Account:
             if self._connection is not None:
                 client = kind.from_connection_string(self._connection, **options)
             else:
-                suffix = os.environ.get("AZURE_STORAGE_ENDPOINT_SUFFIX", SUFFIX)
-                endpoint = f"https://{self.address.account}.{service}.{suffix}"
+                endpoint = f"https://{self.address.account}.{service}.{SUFFIX}"
                 first = {"endpoint" if service == "table" else "account_url": endpoint}
                 client = kind(**first, credential=self._token(), **options)
         except ValueError as error:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.data.tables import AccountSasPermissions, ResourceTypes, generate_account_sas
 
 from mtask.errors import (
@@ -34,6 +35,8 @@ from mtask_azure import PRICES, AzureTable, make_table, open_table, setup_table,
 from mtask_azure.doctor_table import diagnose_tables
 from mtask_azure.expiry import AFTER_S, sweep
 from mtask_azure.store import TRANSACTIONS
+from mtask_azure.table_address import address_of
+from mtask_azure.table_client import BLOB_ROLE, Account
 from tests.servers.azurehooks import create
 from tests.servers.azuretable import ACCOUNT, CONNECTION, KEY, Azurite, new_url
 
@@ -199,6 +202,32 @@ def test_a_signature_that_may_only_read(url: str, azurite: Azurite, monkeypatch:
     assert findings["table: write"].ok is False
     assert "sp=rwdlacu" in findings["table: write"].text
     assert findings["container"].ok is False
+
+
+def test_who_has_no_role_or_no_credentials_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By azure-identity, which speaks to no emulator."""
+    monkeypatch.delenv(CONNECTION, raising=False)
+    account = Account(address_of(READS))
+    assert "DefaultAzureCredential" in account.how
+    denied = HttpResponseError("This request is not authorized")
+    denied.status_code, denied.error_code = 403, "AuthorizationPermissionMismatch"  # type: ignore[attr-defined]
+    with (
+        pytest.raises(
+            UnusableError, match=r"may not write to .*give this identity the role 'Storage Table Data C"
+        ),
+        account.errors("write to"),
+    ):
+        raise denied
+    with (
+        pytest.raises(UnusableError, match="role 'Storage Blob Data Contributor'"),
+        account.errors("write to", role=BLOB_ROLE, on="the container 'reads'"),
+    ):
+        raise denied
+    with (
+        pytest.raises(UnusableError, match=r"needs credentials \(none of the chain\).*az login"),
+        account.errors("read"),
+    ):
+        raise ClientAuthenticationError("none of the chain")
 
 
 # -- a server in between, for what Azurite never says -------------------------------------------------------
