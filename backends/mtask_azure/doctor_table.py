@@ -43,9 +43,10 @@ def _table(address: TableAddress) -> Iterator[Finding]:
         yield Finding.problem("credentials", error, stops=True)
         return
     try:
-        yield Finding("credentials", None, account.how)
         stops = False
         for finding in _rights(account, address):
+            if finding.what == "table" and finding.ok:
+                yield Finding("credentials", True, account.how)
             stops = stops or finding.stops
             yield finding
         if not stops:

@@ -54,7 +54,13 @@ MOST_BYTES = 3_600_000
 SIDE_BY_SIDE = CONNECTIONS - 4
 """Requests of one call at once; some connections are left for other threads."""
 
-_CONDITIONS = {"ConditionNotMet", "EntityAlreadyExists", "EntityNotFound", "UpdateConditionNotSatisfied"}
+_CONDITIONS = {
+    "ConditionNotMet",
+    "EntityAlreadyExists",
+    "EntityNotFound",
+    "ResourceNotFound",  # also of an entity; of a table it is TableNotFound
+    "UpdateConditionNotSatisfied",
+}
 _AGAIN: dict[str, Any] = {"retry_on_methods": frozenset({"POST", "PATCH", "PUT"})}
 """Requests that the client sends again when their answer is lost, too: each says by its condition whether it was done."""
 _OPERATION_BYTES = 900
@@ -276,9 +282,7 @@ class Store:
             try:
                 return ask()
             except HttpResponseError as error:
-                if code_of(error) in _CONDITIONS or (
-                    code_of(error) == "ResourceNotFound" and error.status_code == 404
-                ):
+                if code_of(error) in _CONDITIONS:
                     raise ConditionError from None
                 raise
 
