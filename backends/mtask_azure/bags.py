@@ -80,7 +80,7 @@ class Bags:
                 there = self._store.get(key)
             if there is None:
                 continue
-            if not _expired(there):
+            if not self._expired(there):
                 # Ours, if the answer to the first of several tries was lost.
                 if self._blobs.unpack(there) == body:
                     break
@@ -106,7 +106,7 @@ class Bags:
             entity
             for answer in self._store.query(BAGS)
             for entity in answer
-            if not row_of(entity).startswith(GONE) and not _expired(entity)
+            if not row_of(entity).startswith(GONE) and not self._expired(entity)
         ]
         return sorted(map(self._bag_of, entities), key=lambda bag: (bag.created_at, bag.name))
 
@@ -178,7 +178,7 @@ class Bags:
 
     def _read(self, name: str) -> tuple[Bag, Entity]:
         entity = self._store.get(_key(name))
-        if entity is None or _expired(entity):
+        if entity is None or self._expired(entity):
             self._known.pop(name, None)
             raise BagNotFoundError(f"there is no bag {name!r}")
         bag = self._bag_of(entity)
@@ -187,6 +187,10 @@ class Bags:
             known = self._known[name] = Known(bag)
         known.wide = known.wide or "wide" in entity
         return bag, entity
+
+    def _expired(self, entity: Entity) -> bool:
+        """By the server's clock, as it was when it answered."""
+        return float(entity.get("gone_at", "inf")) < self._store.server_now_s()
 
     def _bag_of(self, entity: Entity) -> Bag:
         try:
@@ -217,7 +221,3 @@ def _now_of(bag: Bag) -> _Now:
 
 def _text(now: _Now) -> str:
     return msgspec.json.encode(now).decode()
-
-
-def _expired(entity: Entity) -> bool:
-    return float(entity.get("gone_at", "inf")) < time.time()

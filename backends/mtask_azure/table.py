@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
@@ -231,10 +230,11 @@ class AzureTable:
     def workers(self) -> list[WorkerStatus]:
         living, old = [], []
         for entity in self._stream(WORKERS):
+            now_s = self._store.server_now_s()
             at = entity.metadata["timestamp"].timestamp()  # type: ignore[attr-defined]
-            if at < time.time() - 2 * _DAY_S:
+            if at < now_s - 2 * _DAY_S:
                 old.append(Unit([delete((WORKERS, entity["RowKey"]), _etag(entity))]))
-            elif at >= time.time() - _DAY_S:
+            elif at >= now_s - _DAY_S:
                 status = _decode_status(self._blobs.unpack(entity))
                 living.append(msgspec.structs.replace(status, beat_at=at))
         if old:

@@ -452,6 +452,19 @@ def test_what_has_expired_is_removed_by_whoever_makes_the_next_bag_that_will(tab
     assert table.counts("young").done == 151
 
 
+def test_a_clock_that_is_wrong_here_makes_nothing_expire(
+    table: AzureTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.create_bag(kept(DAY_S))
+    table.record([a_done(0)])
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: now + 30 * DAY_S)
+        assert table.bag("bag").name == "bag"
+        assert sweep(table._store, table._blobs) == 0
+    assert table.counts("bag").done == 1
+
+
 def test_a_removal_that_is_interrupted_is_gone_on_with(url: str, table: AzureTable) -> None:
     from tests.servers.azurehooks import killed_at
 
@@ -478,9 +491,9 @@ def test_workers_of_last_week_are_forgotten(table: AzureTable, monkeypatch: pyte
     assert [status.worker for status in table.workers()] == ["w"]
     now = time.time()
     with monkeypatch.context() as patch:
-        patch.setattr("mtask_azure.table.time.time", lambda: now + 1.5 * DAY_S)
+        patch.setattr(table._store, "server_now_s", lambda: now + 1.5 * DAY_S)
         assert table.workers() == []
         assert everything(table) == ["workers"]
-        patch.setattr("mtask_azure.table.time.time", lambda: now + 3 * DAY_S)
+        patch.setattr(table._store, "server_now_s", lambda: now + 3 * DAY_S)
         assert table.workers() == []
     assert everything(table) == []
