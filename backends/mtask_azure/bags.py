@@ -140,10 +140,7 @@ class Bags:
         raise _changed(name)
 
     def find(self, name: str) -> Known | None:
-        """None: there is no such bag."""
-        known = self._known.get(name)
-        if known is not None and known.wide:
-            return known  # nothing of it can change any more
+        """As it is now; None: there is no such bag."""
         try:
             self._read(name)
         except BagNotFoundError:
