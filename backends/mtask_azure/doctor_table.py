@@ -1,6 +1,6 @@
 """`mtask doctor` of a table at Azure: who this is, whether table and container are there, and what is not allowed.
 
-Each right is tried in a way that changes nothing that was there: on an entity that has a condition which can't hold, on one that isn't there. To
+Each right is tried in a way that changes nothing: on an entity that isn't there, with a condition that can't hold. To
 learn whether a blob can be written, one of a few bytes is written and removed.
 """
 

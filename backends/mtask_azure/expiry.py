@@ -1,9 +1,9 @@
-"""Bags that have expired: Azure's tables have no time to live, so what is left of them is removed by whoever makes the next bag that
-expires.
+"""Bags that have expired: Azure's tables have no time to live, so somebody must remove what is left of them.
 
-A bag whose time is over is taken for gone at once, and its name is free. Removing a bag of a million quick tasks takes some
-500 requests: rows lie in groups, and a transaction removes a hundred entities. The bag's own entity, or the note
-that it is gone, is removed last, so whoever is interrupted is followed by the next one.
+That is whoever makes the next bag that expires. A bag whose time is over is taken for gone at once, and its name
+is free. Removing a bag of a million quick tasks takes some 500 requests: rows lie in groups, and a transaction removes
+a hundred entities. The bag's own entity, or the note that it is gone, is removed last, so whoever is interrupted is followed
+by the next one.
 """
 
 from __future__ import annotations

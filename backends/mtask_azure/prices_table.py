@@ -1,7 +1,8 @@
 """What Azure bills for a table and its blobs, what it costs, and what a bag will take of it.
 
 List prices of East US, locally redundant, without storage and transfer, in a general-purpose v2 account, of blobs the
-hot tier; a table that is encrypted with a key of one's own for the account costs far more. Seen in 2026-11 by way of pages that quote the vendor's own:
+hot tier; a table that is encrypted with a key of one's own costs far more. Seen in 2026-11 by way of pages that quote
+the vendor's own:
 https://azure.microsoft.com/pricing/details/storage/tables/ and https://azure.microsoft.com/pricing/details/storage/blobs/.
 Each request is a transaction, also one with a hundred operations in it ("Design scalable and performant tables",
 https://learn.microsoft.com/azure/storage/tables/table-storage-design-guide), and each answer of a query.
