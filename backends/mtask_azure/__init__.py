@@ -1,32 +1,43 @@
-"""A queue on Azure Storage Queue.
+"""A queue on Azure Storage Queue, a table in Azure's Table storage; what is too big for its entities lies in blobs.
 
     azureq://ACCOUNT/QUEUE
+    azuretable://ACCOUNT/TABLE         a table; ?container=NAME: where what is too big for an entity goes
 
-`mtask init` makes it. Credentials come from `az login`, a managed identity or AZURE_STORAGE_CONNECTION_STRING, never
+`mtask init` makes them. Credentials come from `az login`, a managed identity or AZURE_STORAGE_CONNECTION_STRING, never
 from a URL.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Sequence
 
+from mtask.doctor import Finding
 from mtask.meter import Prices
-from mtask_azure.doctor import diagnose
+from mtask_azure.doctor import diagnose_queues
+from mtask_azure.doctor_table import diagnose_tables
 from mtask_azure.prices_queue import DOLLARS, queue_units
+from mtask_azure.prices_table import TABLE_DOLLARS, table_units
 from mtask_azure.queue import AzureQueue
 from mtask_azure.serverless import queue_handler
 from mtask_azure.setup_queue import make_queue
+from mtask_azure.setup_table import make_table
+from mtask_azure.table import AzureTable
 
 __all__ = [
     "PRICES",
     "WORKER_ENVIRONMENT",
     "AzureQueue",
+    "AzureTable",
     "diagnose",
     "make_queue",
+    "make_table",
     "open_queue",
+    "open_table",
     "queue_handler",
     "queue_units",
     "table_beside",
+    "table_units",
 ]
 
 WORKER_ENVIRONMENT = (
@@ -37,16 +48,21 @@ WORKER_ENVIRONMENT = (
     "AZURE_TENANT_ID",
 )
 PRICES = Prices(
-    dollars=DOLLARS,
+    dollars=DOLLARS | TABLE_DOLLARS,
     region="East US",
     at="2026-11",
-    source="https://azure.microsoft.com/pricing/details/storage/queues/",
+    source="https://azure.microsoft.com/pricing/details/storage/",
 )
 
 
 def open_queue(url: str) -> AzureQueue:
     """Raises UsageError for a URL that can't be used, UnusableError where there is no such queue or no right to it."""
     return AzureQueue.open(url)
+
+
+def open_table(url: str) -> AzureTable:
+    """Raises UsageError for a URL that can't be used, UnusableError where there is no such table or no right to it."""
+    return AzureTable.open(url)
 
 
 def table_beside(url: str) -> str:
