@@ -10,18 +10,12 @@ from a URL.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
 
-from mtask.doctor import Finding
-from mtask.meter import Prices
-from mtask_azure.doctor import diagnose_queues
-from mtask_azure.doctor_table import diagnose_tables
-from mtask_azure.prices_queue import DOLLARS, queue_units
-from mtask_azure.prices_table import TABLE_DOLLARS, table_units
+from mtask_azure.doctor import diagnose
+from mtask_azure.prices import PRICES, queue_units, table_units
 from mtask_azure.queue import AzureQueue
 from mtask_azure.serverless import queue_handler
-from mtask_azure.setup_queue import make_queue
-from mtask_azure.setup_table import make_table
+from mtask_azure.setup import make_queue, make_table
 from mtask_azure.table import AzureTable
 
 __all__ = [
@@ -47,12 +41,6 @@ WORKER_ENVIRONMENT = (
     "AZURE_CLIENT_CERTIFICATE_PATH",
     "AZURE_TENANT_ID",
 )
-PRICES = Prices(
-    dollars=DOLLARS | TABLE_DOLLARS,
-    region="East US",
-    at="2026-11",
-    source="https://azure.microsoft.com/pricing/details/storage/",
-)
 
 
 def open_queue(url: str) -> AzureQueue:
@@ -61,7 +49,7 @@ def open_queue(url: str) -> AzureQueue:
 
 
 def open_table(url: str) -> AzureTable:
-    """Raises UsageError for a URL that can't be used, UnusableError where there is no such table or no right to it."""
+    """Raises as `open_queue` does."""
     return AzureTable.open(url)
 
 

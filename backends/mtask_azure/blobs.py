@@ -12,22 +12,22 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
+from contextlib import AbstractContextManager
 
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import ContainerClient
 
 from mtask.errors import BackendError
+from mtask_azure.faults import BLOB, code_of
 from mtask_azure.keys import escaped
+from mtask_azure.prices import BLOB_READS, BLOB_WRITES
 from mtask_azure.store import Entity, Store
-from mtask_azure.table_client import BLOB_ROLE, code_of
 
-__all__ = ["NEAR_BYTES", "READS", "WRITES", "Blobs", "is_far"]
+__all__ = ["NEAR_BYTES", "Blobs", "is_far"]
 
 PROPERTY_BYTES = 65_536
 NEAR_BYTES = 14 * PROPERTY_BYTES
 """Longest bytes in an entity: 896 KiB of 1 MiB."""
-WRITES, READS = "azure blob writes", "azure blob reads"
-"""The units that are billed."""
 
 _WORTH_BYTES = 128
 """Nothing shorter is compressed."""
@@ -73,7 +73,7 @@ class Blobs:
 
     def remove(self, owner: str) -> None:
         """All blobs of this owner."""
-        with self._store.account.errors("delete from", role=BLOB_ROLE, on=self._place):
+        with self._errors("delete"):
             try:
                 for name in self.container().list_blob_names(name_starts_with=f"{escaped(owner)}/"):
                     self.container().delete_blob(name)
@@ -87,28 +87,27 @@ class Blobs:
                 self._client = self._store.account.container()
             return self._client
 
-    @property
-    def _place(self) -> str:
-        return self._store.address.place
+    def _errors(self, action: str) -> AbstractContextManager[None]:
+        return self._store.account.errors(action, BLOB, self._store.address.place)
 
     def _upload(self, content: bytes, owner: str) -> str:
         name = f"{escaped(owner)}/{hashlib.sha256(content).hexdigest()}"
-        with self._store.account.errors("write to", role=BLOB_ROLE, on=self._place):
+        with self._errors("write"):
             self.container().upload_blob(name, content, overwrite=True)
-        self._store.meter.add(WRITES, 1)
+        self._store.meter.add(BLOB_WRITES, 1)
         return name
 
     def _download(self, name: str) -> bytes:
-        with self._store.account.errors("read", role=BLOB_ROLE, on=self._place):
+        with self._errors("read"):
             try:
                 content: bytes = self.container().download_blob(name).readall()
             except HttpResponseError as error:
                 if code_of(error) == "BlobNotFound":
                     raise BackendError(
-                        f"the blob {name} is gone from {self._place}, though {self._store.address.url} refers to it"
+                        f"the blob {name} is gone from {self._store.address.place}, though {self._store.address.url} refers to it"
                     ) from None
                 raise
-        self._store.meter.add(READS, 1)
+        self._store.meter.add(BLOB_READS, 1)
         return content
 
 

@@ -1,30 +1,18 @@
-"""What a queue, its lanes and its poison queue are called in a storage account.
-
-A name has 3 to 63 lowercase letters, digits and hyphens; it begins and ends with a letter or a digit, and no two
-hyphens come together (REST API, "Naming Queues and Metadata").
-"""
+"""What a queue's lanes and its poison queue are called in a storage account."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 
-from mtask_azure.address import Address, parse
+from mtask_azure.address import LONGEST, Address
 
-__all__ = ["POISON", "address_of", "physical"]
+__all__ = ["POISON", "physical"]
 
-LONGEST = 63
 POISON = "poison"
 """Azure Functions puts what it has tried too often into `NAME-poison`; so does this queue."""
-_NAME = rf"(?=.{{3,{LONGEST}}}$)[a-z0-9]+(-[a-z0-9]+)*"
 _LANE = "[a-z0-9]+"
 _HASH = 16
-
-
-def address_of(url: str) -> Address:
-    """Raises UsageError for a URL that can't be used."""
-    rule = f"a queue's name has 3 to {LONGEST} lowercase letters, digits and single hyphens between them"
-    return parse(url, "azureq", _NAME, rule)
 
 
 def physical(address: Address, lane: str = "", *, poison: bool = False) -> str:

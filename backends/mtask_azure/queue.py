@@ -20,12 +20,13 @@ from mtask.errors import BackendError, SendError, UnusableError
 from mtask.meter import Meter
 from mtask.model import DeadMessage, Delivery, Message
 from mtask.queue import Depth, Extension, QueueLimits
-from mtask_azure.address import Address
+from mtask_azure.address import Address, queue_address
 from mtask_azure.bodies import BODY_BYTES, from_text, to_text
-from mtask_azure.client import BeingDeletedError, Client, GoneError, NoQueueError
-from mtask_azure.names import address_of, physical
+from mtask_azure.client import Queues
+from mtask_azure.faults import BeingDeletedError, GoneError, NoQueueError
+from mtask_azure.names import physical
 from mtask_azure.poison import dead_messages, put_aside
-from mtask_azure.setup_queue import make_lane
+from mtask_azure.setup import make_lane
 from mtask_azure.waiting import Waiting
 
 __all__ = ["AzureQueue", "Token"]
@@ -62,12 +63,12 @@ class AzureQueue:
 
     limits = LIMITS
 
-    def __init__(self, address: Address, client: Client, *, lane: str = "") -> None:
-        """Takes over one use of the client."""
+    def __init__(self, address: Address, queues: Queues, *, lane: str = "") -> None:
+        """Takes over one use of `queues`."""
         self.address, self.name = address, physical(address, lane)
-        self.meter = client.meter
-        self._client, self._lane = client, lane
-        self._queue: QueueClient = client.queue(self.name)
+        self.meter = queues.meter
+        self._queues, self._lane = queues, lane
+        self._queue: QueueClient = queues.queue(self.name)
         self._waiting = Waiting()
         self._closed = threading.Event()
 
@@ -75,20 +76,20 @@ class AzureQueue:
     def open(cls, url: str) -> AzureQueue:
         """The queue at `url`. Raises UsageError for a URL that can't be used, UnusableError where there is no such
         account or queue, or no right to it."""
-        address = address_of(url)
-        client = Client(address, Meter())
-        queue = cls(address, client)
+        address = queue_address(url)
+        queues = Queues(address, Meter())
+        queue = cls(address, queues)
         try:
-            with client.errors("read the settings"):
+            with queues.errors("read the settings"):
                 queue._queue.get_queue_properties()
         except NoQueueError:
-            client.close()
+            queues.close()
             raise UnusableError(
                 f"there is no queue {address.name!r} in the storage account {address.account!r}; make it with `mtask init`, "
                 f"or name another account (azureq://ACCOUNT/{address.name})"
             ) from None
         except BaseException:
-            client.close()
+            queues.close()
             raise
         return queue
 
@@ -113,7 +114,7 @@ class AzureQueue:
                 return str(error)
             return None
 
-        reasons = self._client.each(messages, send)
+        reasons = self._queues.each(messages, send)
         unsent = [(message, why) for message, why in zip(messages, reasons, strict=True) if why is not None]
         if len(unsent) < len(messages):
             self._waiting.found()
@@ -139,7 +140,7 @@ class AzureQueue:
                     raise self._no_queue() from None
                 if not again:
                     raise
-            make_lane(self._client, self.address, self._lane)
+            make_lane(self._queues, self.address, self._lane)
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class AzureQueue:
         token, text = Token(str(message.id), str(message.pop_receipt)), str(message.content or "")
         count = int(message.dequeue_count or 1)
         if count > RECEIPTS:
-            put_aside(self._client, self.address, text)
+            put_aside(self._queues, self.address, text)
             if (fault := self._delete(token)) is not None and not isinstance(fault, _LOST):
                 raise fault
             return None
@@ -193,7 +194,7 @@ class AzureQueue:
         lease = max(1, _whole(lease_s, LIMITS.lease_s))
         result = Extension([], [])
         fault: BackendError | None = None
-        answers = self._client.each(deliveries, lambda each: self._update(each.token, lease))
+        answers = self._queues.each(deliveries, lambda each: self._update(each.token, lease))
         for delivery, answer in zip(deliveries, answers, strict=True):
             if isinstance(answer, Token):
                 result.extended.append((delivery, msgspec.structs.replace(delivery, token=answer)))
@@ -217,7 +218,7 @@ class AzureQueue:
     ) -> None:
         """Of those that are still held, all that can be; raises what kept it from the others."""
         self._check_open()
-        answers = self._client.each(deliveries, lambda each: ask(each.token))
+        answers = self._queues.each(deliveries, lambda each: ask(each.token))
         for answer in answers:
             if isinstance(answer, BackendError) and not isinstance(answer, _LOST):
                 raise answer
@@ -266,12 +267,12 @@ class AzureQueue:
     def dead(self) -> Iterator[DeadMessage]:
         """What is in the poison queue, put there by this queue or by Azure Functions; it stays there."""
         self._check_open()
-        return dead_messages(self._client, self.address)
+        return dead_messages(self._queues, self.address)
 
     def lane(self, name: str) -> AzureQueue:
         self._check_open()
-        make_lane(self._client, self.address, name)
-        return type(self)(self.address, self._client.share(), lane=name)
+        make_lane(self._queues, self.address, name)
+        return type(self)(self.address, self._queues.share(), lane=name)
 
     def remove(self) -> bool:
         if not self._lane or self._count():
@@ -284,17 +285,17 @@ class AzureQueue:
         if not self._closed.is_set():
             self._closed.set()
             self.wake()
-            self._client.close()
+            self._queues.close()
 
     # -- inside -------------------------------------------------------------------------------------
 
     @property
     def _shown(self) -> str:
         """For people."""
-        return f"azureq://{self.address.account}/{self.name}"
+        return self.address._replace(name=self.name).url
 
     def _errors(self, action: str) -> AbstractContextManager[None]:
-        return self._client.errors(action, self._shown)
+        return self._queues.errors(action, self._shown)
 
     def _check_open(self) -> None:
         if self._closed.is_set():

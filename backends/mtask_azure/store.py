@@ -20,14 +20,15 @@ from azure.data.tables import RequestTooLargeError, TableClient, TableTransactio
 
 from mtask.errors import BackendError
 from mtask.meter import Meter
+from mtask_azure.address import Address
+from mtask_azure.client import CONNECTIONS, Account
+from mtask_azure.faults import TABLE, code_of
 from mtask_azure.keys import Key
-from mtask_azure.table_address import TableAddress
-from mtask_azure.table_client import CONNECTIONS, Account, code_of
+from mtask_azure.prices import TRANSACTIONS
 
 __all__ = [
     "MOST_BYTES",
     "MOST_OPERATIONS",
-    "TRANSACTIONS",
     "ConditionError",
     "Entity",
     "Operation",
@@ -46,8 +47,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Entity = dict[str, Any]
 
-TRANSACTIONS = "azure table transactions"
-"""The unit that is billed: a request, of up to 100 operations."""
 MOST_OPERATIONS = 100
 MOST_BYTES = 3_600_000
 """Of a transaction's operations as `size_of` reckons; 4 MiB (4,194,304 bytes) are allowed for the request."""
@@ -132,7 +131,7 @@ def age_s(entity: Entity, now_s: float) -> float:
 class Store:
     """One table of one account. Any thread may use it."""
 
-    def __init__(self, address: TableAddress, meter: Meter) -> None:
+    def __init__(self, address: Address, meter: Meter) -> None:
         self.address, self.meter, self.account = address, meter, Account(address)
         self._lock = threading.Lock()
         self._client: TableClient | None = None
@@ -157,17 +156,17 @@ class Store:
 
     def insert(self, key: Key, values: Entity) -> None:
         """Raises ConditionError where there is one already."""
-        self._write("write to", lambda: self._table().create_entity(_at(key, values), **_AGAIN))
+        self._write("write", lambda: self._table().create_entity(_at(key, values), **_AGAIN))
 
     def put(self, key: Key, values: Entity) -> None:
         """What was there is replaced."""
-        self._write("write to", lambda: self._table().upsert_entity(_at(key, values), UpdateMode.REPLACE))
+        self._write("write", lambda: self._table().upsert_entity(_at(key, values), UpdateMode.REPLACE))
 
     def replace(self, key: Key, values: Entity, etag: str, *, merge: bool = False) -> str:
         """The new ETag; `merge`: what isn't given stays. Raises ConditionError where it has another ETag, or isn't there."""
         mode = UpdateMode.MERGE if merge else UpdateMode.REPLACE
         answer: dict[str, Any] = self._write(
-            "write to",
+            "write",
             lambda: self._table().update_entity(_at(key, values), mode, **_if_match(etag), **_AGAIN),
         )
         return str(answer.get("etag", ""))
@@ -175,7 +174,7 @@ class Store:
     def delete(self, key: Key, etag: str) -> None:
         """Raises ConditionError where it has another ETag."""
         # A deletion of what isn't there is no error to azure-data-tables.
-        self._write("delete from", lambda: self._table().delete_entity(*key, **_if_match(etag)))
+        self._write("delete", lambda: self._table().delete_entity(*key, **_if_match(etag)))
 
     # -- many ---------------------------------------------------------------------------------------
 
@@ -273,7 +272,7 @@ class Store:
                     raise _Refused(error.index) from None
                 raise
 
-        self._call("write to", send)
+        self._call("write", send)
         if too_large is not None:
             raise too_large
 
@@ -291,7 +290,7 @@ class Store:
     def _call(self, action: str, ask: Callable[[], R]) -> R:
         if self._closed:
             raise BackendError(f"the table {self.address.url} is closed")
-        with self.account.errors(action):
+        with self.account.errors(action, TABLE):
             return ask()
 
     def _saw(self, response: Any) -> None:

@@ -15,6 +15,7 @@ from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
 from mtask_azure import keys, rows
+from mtask_azure.address import Address, table_address
 from mtask_azure.bags import Bags
 from mtask_azure.blobs import Blobs
 from mtask_azure.expiry import sweep
@@ -22,7 +23,6 @@ from mtask_azure.keys import DEAD, LANES, PAGE, WORKERS
 from mtask_azure.pages import bits
 from mtask_azure.reading import Reader
 from mtask_azure.store import ConditionError, Entity, Store, Unit, age_s, delete, insert, put
-from mtask_azure.table_address import TableAddress, address_of
 
 __all__ = ["AzureTable"]
 
@@ -44,7 +44,7 @@ class AzureTable:
     keeps: bool = True
     """Can bags and results expire?"""
 
-    def __init__(self, address: TableAddress) -> None:
+    def __init__(self, address: Address) -> None:
         """Nothing is asked of Azure yet; see `open`."""
         self.meter = Meter()
         self._store = Store(address, self.meter)
@@ -59,7 +59,7 @@ class AzureTable:
     @classmethod
     def open(cls, url: str) -> AzureTable:
         """Raises UsageError for a URL that can't be used, UnusableError where there is no such table or no right to it."""
-        table = cls(address_of(url))
+        table = cls(table_address(url))
         try:
             table._store.get((LANES, "!"))  # no name is escaped to that
         except BaseException:
