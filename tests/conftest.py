@@ -15,7 +15,6 @@ import pytest
 pytest_plugins = [
     "tests.servers.aws",
     "tests.servers.azure",
-    "tests.servers.azuretable",
     "tests.servers.condor",
     "tests.servers.pipelines",
     "tests.servers.postgres",

@@ -197,7 +197,7 @@ def _todo(connection: Connection | None, service: Service, code: str) -> str:
             "see that the account's firewall lets this machine in, and what else is missing with `mtask doctor`"
         )
     if connection.by_key:
-        return "the account's firewall is closed to this machine"
+        return "the account's firewall is closed to this machine, or the key isn't this account's"
     return f"the signature in {CONNECTION} needs {SIGNATURE}; or the account's firewall is closed to this machine"
 
 

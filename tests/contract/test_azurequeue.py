@@ -28,9 +28,10 @@ from mtask.testing.queue_contract import QueueContract
 from mtask.testing.queue_machine import SETTINGS, QueueMachine
 from mtask.testing.queue_steps import QueueSteps
 from mtask.testing.samples import a_bag, a_message, a_message_of_bytes, index_of, messages
+from mtask_azure.address import queue_address
 from mtask_azure.bodies import BODY_BYTES, from_text, to_text
-from mtask_azure.names import address_of, physical
-from mtask_azure.prices_queue import OPERATIONS
+from mtask_azure.names import physical
+from mtask_azure.prices import OPERATIONS
 from mtask_azure.queue import AzureQueue
 from mtask_azure.waiting import LONGEST_S, Waiting
 from tests.servers.azure import ACCOUNT, Azurite
@@ -275,16 +276,16 @@ def test_pauses_grow_and_begin_anew() -> None:
     [("", False, "reads-1"), ("c0ffee", False, "reads-1-c0ffee"), ("", True, "reads-1-poison")],
 )
 def test_names(lane: str, poison: bool, name: str) -> None:
-    assert physical(address_of("azureq://mystorage/reads-1"), lane, poison=poison) == name
+    assert physical(queue_address("azureq://mystorage/reads-1"), lane, poison=poison) == name
 
 
 def test_no_two_names_are_the_same_and_all_are_allowed() -> None:
     found = set()
     for name in ("x" * 3, "x" * 46 + "-y" * 8, "x" * 63, "x" * 57):
-        address = address_of(f"azureq://mystorage/{name}")
+        address = queue_address(f"azureq://mystorage/{name}")
         names = [physical(address, lane) for lane in ("", "c0ffee0123456789", "poison", "B", "b", "b" * 16)]
         for each in (*names, physical(address, poison=True)):
-            address_of(f"azureq://mystorage/{each}")
+            queue_address(f"azureq://mystorage/{each}")
             assert each not in found
             found.add(each)
 

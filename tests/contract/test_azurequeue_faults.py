@@ -17,22 +17,11 @@ import pytest
 from mtask.errors import BackendError, SendError, UnavailableError, UnusableError, UsageError
 from mtask.testing.queue_steps import QueueSteps
 from mtask.testing.samples import a_message, index_of, messages
-from mtask_azure import client, setup_queue
-from mtask_azure.client import CONNECTION_STRING
+from mtask_azure import client, setup
 from mtask_azure.queue import AzureQueue
-from mtask_azure.setup_queue import make_queue
-from tests.servers.azure import (
-    ACCOUNT,
-    Answer,
-    Azurite,
-    Proxy,
-    Request,
-    connection_string,
-    environment,
-    error,
-    point_at,
-    proxy_to,
-)
+from mtask_azure.setup import make_queue
+from tests.servers.azure import ACCOUNT, CONNECTION, Azurite, point_at, without_credentials
+from tests.servers.azureproxy import Answer, Proxy, Request, error, proxy_to
 
 STEPS = QueueSteps()
 
@@ -41,7 +30,7 @@ STEPS = QueueSteps()
 def proxy(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr(client, "PAUSE_S", 0)
     with proxy_to(azurite.url) as proxy:
-        point_at(connection_string(proxy.url), monkeypatch)
+        point_at(azurite.connection(queue=proxy.url), monkeypatch)
         yield proxy
 
 
@@ -85,7 +74,7 @@ def test_the_connection_string_of_another_account(azurite: Azurite) -> None:
 
 
 def test_an_account_that_the_server_does_not_know(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    point_at(connection_string(azurite.url, account="otherstorage"), monkeypatch)
+    point_at(azurite.connection(account="otherstorage"), monkeypatch)
     with pytest.raises(UnusableError, match="there is no storage account 'otherstorage'"):
         AzureQueue.open("azureq://otherstorage/reads")
 
@@ -100,7 +89,7 @@ def test_an_account_that_the_dns_does_not_know(monkeypatch: pytest.MonkeyPatch) 
     text = "AccountName=nosuchstorage;AccountKey=a2V5;EndpointSuffix=invalid;DefaultEndpointsProtocol=https"
     point_at(text, monkeypatch)
     with pytest.raises(
-        UnusableError, match=r"'nosuchstorage' doesn't exist, or its name is spelled otherwise"
+        UnusableError, match=r"no storage account 'nosuchstorage', or its name is spelled otherwise"
     ):
         AzureQueue.open("azureq://nosuchstorage/reads")
 
@@ -108,13 +97,13 @@ def test_an_account_that_the_dns_does_not_know(monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_that_is_away(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
-        point_at(connection_string(f"http://127.0.0.1:{taken.getsockname()[1]}"), monkeypatch)
+        point_at(azurite.connection(queue=f"http://127.0.0.1:{taken.getsockname()[1]}"), monkeypatch)
         with pytest.raises(UnavailableError, match="is out of reach"):
             AzureQueue.open(f"azureq://{ACCOUNT}/reads")
 
 
 def test_a_wrong_key(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    point_at(connection_string(azurite.url, key="YW5vdGhlciBrZXk="), monkeypatch)
+    point_at(azurite.connection(key="YW5vdGhlciBrZXk="), monkeypatch)
     with pytest.raises(UnusableError, match="Azure doesn't accept these credentials") as caught:
         AzureQueue.open(f"azureq://{ACCOUNT}/reads")
     assert "YW5vdGhlciBrZXk=" not in str(caught.value)
@@ -123,16 +112,13 @@ def test_a_wrong_key(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["nonsense", "AccountKey=abc", ";;"])
 def test_a_connection_string_that_makes_no_sense(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at(text, monkeypatch)
-    with pytest.raises(UsageError, match=f"{CONNECTION_STRING} can't be used") as caught:
+    with pytest.raises(UsageError, match=f"{CONNECTION} can't be used") as caught:
         AzureQueue.open(f"azureq://{ACCOUNT}/reads")
     assert "abc" not in str(caught.value)
 
 
 def test_without_any_credentials_one_line_says_so(tmp_path: Path) -> None:
-    env = environment("http://unused") | {
-        "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"
-    }  # asks nobody else
-    del env[CONNECTION_STRING]
+    env = without_credentials() | {"AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"}  # asks nobody else
     args = [sys.executable, "-m", "mtask", "init", f"azureq://{ACCOUNT}/reads", "--table", "sqlite:///t.db"]
     done = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
@@ -167,7 +153,7 @@ def test_a_signature_that_is_not_for_all_of_it(azurite: Azurite, monkeypatch: py
     point_at(azurite.signed(permission="r"), monkeypatch)
     with (
         closing(azurite.open(url)) as queue,
-        pytest.raises(UnusableError, match=r"access denied: send on azureq://.*sp=raup"),
+        pytest.raises(UnusableError, match=r"access denied: send on azureq://.*sp=rwdlacup"),
     ):
         queue.send([a_message()])
     point_at(azurite.signed(types="s"), monkeypatch)
@@ -179,14 +165,13 @@ def test_a_missing_role_is_named(proxy: Proxy, queue: AzureQueue, monkeypatch: p
     """As Azure refuses who has no role, or one that isn't enough. Azurite knows no roles."""
     queue.send(messages(2))
     rule, _ = refuse("Update Message", DENIED)
-    monkeypatch.setattr(queue._client, "_credential", object())  # as if by an identity
+    monkeypatch.setattr(queue._queues.account, "connection", None)  # as if by an identity
     with proxy.rule(rule):
         taken = STEPS.take(queue, 2)
         with pytest.raises(
             UnusableError, match=r"update on azureq://.*give this identity the role 'Storage Queue Data Con"
         ):
             queue.extend(taken, lease_s=30)
-    monkeypatch.setattr(queue._client, "_credential", None)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +195,13 @@ def test_what_else_is_refused(proxy: Proxy, queue: AzureQueue, code: str, text: 
 def test_init_waits_for_a_queue_that_is_being_deleted(
     proxy: Proxy, azurite: Azurite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup_queue, "PAUSE_S", 0.05)
+    monkeypatch.setattr(setup, "PAUSE_S", 0.05)
     rule, refused = refuse("Create Queue", error(409, "QueueBeingDeleted"), 3)
     url = f"azureq://{ACCOUNT}/{azurite.name()}"
     with proxy.rule(rule):
         assert [how for _, how in make_queue(url)] == ["made", "made"]
     assert len(refused) == 3
-    monkeypatch.setattr(setup_queue, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(setup, "PATIENCE_S", 0.1)
     rule, _ = refuse("Create Queue", error(409, "QueueBeingDeleted"))
     with proxy.rule(rule), pytest.raises(UnavailableError, match="is being deleted"):
         make_queue(f"azureq://{ACCOUNT}/{azurite.name()}")

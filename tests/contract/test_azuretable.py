@@ -11,13 +11,13 @@ from hypothesis import settings
 from mtask.testing.table_contract import TableContract
 from mtask.testing.table_machine import SETTINGS, TableMachine
 from mtask_azure import AzureTable, make_table, open_table
-from tests.servers.azuretable import Azurite, new_url
+from tests.servers.azure import Servers, new_table_url
 
 
 class TestOnAzurite(TableContract):
     @pytest.fixture
-    def url(self, azurite: Azurite) -> str:
-        url = new_url()
+    def url(self, azurite_tables: Servers) -> str:
+        url = new_table_url()
         make_table(url)
         return url
 
@@ -36,7 +36,7 @@ class Harness:
     """A new table."""
 
     def __init__(self) -> None:
-        self.url = new_url()
+        self.url = new_table_url()
         make_table(self.url)
 
     def open(self) -> AzureTable:
@@ -47,5 +47,5 @@ class Harness:
 
 
 @pytest.mark.timeout(600)
-def test_the_table_is_like_its_model(azurite: Azurite) -> None:
+def test_the_table_is_like_its_model(azurite_tables: Servers) -> None:
     TableMachine.run(Harness, settings(SETTINGS, max_examples=4, stateful_step_count=25))

@@ -19,8 +19,8 @@ from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a
 from mtask_azure import AzureTable, open_table
 from mtask_azure.pages import bits, page_number, read
 from mtask_azure.store import row_of
+from tests.servers.azure import Servers
 from tests.servers.azurehooks import create, hooked, killed_at, lose_first_answers
-from tests.servers.azuretable import Azurite
 
 MOST_REQUESTS = 200
 FAR = 64 * 16
@@ -28,7 +28,7 @@ FAR = 64 * 16
 
 
 @pytest.fixture
-def url(azurite: Azurite) -> str:
+def url(azurite_tables: Servers) -> str:
     return create()
 
 

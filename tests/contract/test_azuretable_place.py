@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
-from azure.data.tables import AccountSasPermissions, ResourceTypes, generate_account_sas
 
 from mtask.errors import (
     BackendError,
@@ -31,21 +24,22 @@ from mtask.errors import (
 from mtask.estimate import Load
 from mtask.registry import ROLES
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed
-from mtask_azure import PRICES, AzureTable, make_table, open_table, setup_table, table_units
-from mtask_azure.doctor_table import diagnose_tables
+from mtask_azure import PRICES, AzureTable, diagnose, make_table, open_table, setup, table_units
+from mtask_azure.address import table_address
+from mtask_azure.client import Account
 from mtask_azure.expiry import AFTER_S, sweep
-from mtask_azure.store import TRANSACTIONS
-from mtask_azure.table_address import address_of
-from mtask_azure.table_client import BLOB_ROLE, Account
+from mtask_azure.faults import BLOB, TABLE
+from mtask_azure.prices import TRANSACTIONS
+from tests.servers.azure import ACCOUNT, CONNECTION, KEY, Servers, new_table_url, point_at
 from tests.servers.azurehooks import create
-from tests.servers.azuretable import ACCOUNT, CONNECTION, KEY, Azurite, new_url
+from tests.servers.azureproxy import Answer, Request, Rule, proxy_to, table_error
 
 DAY_S = 86400.0
-READS = "azuretable://devstoreaccount1/reads"
+READS = "azuretable://mtasktests/reads"
 
 
 @pytest.fixture
-def url(azurite: Azurite) -> str:
+def url(azurite_tables: Servers) -> str:
     return create()
 
 
@@ -61,18 +55,18 @@ def table(url: str) -> Iterator[AzureTable]:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("azuretable://devstoreaccount1/", "3 to 63 letters and digits"),
-        ("azuretable://devstoreaccount1/my-reads", "3 to 63 letters and digits, the first one a letter"),
-        ("azuretable://devstoreaccount1/1reads", "the first one a letter"),
-        ("azuretable://devstoreaccount1/" + "a" * 64, "3 to 63"),
-        ("azuretable://devstoreaccount1/Tables", "can't be the name of a table"),
-        ("azuretable://My_Account/reads", "3 to 24 small letters"),
-        ("azuretable:///reads", "3 to 24 small letters"),
+        ("azuretable://mtasktests/", "3 to 63 letters and digits"),
+        ("azuretable://mtasktests/my-reads", "3 to 63 letters and digits, the first one a letter"),
+        ("azuretable://mtasktests/1reads", "the first one a letter"),
+        ("azuretable://mtasktests/" + "a" * 64, "3 to 63"),
+        ("azuretable://mtasktests/Tables", "3 to 63 letters and digits"),
+        ("azuretable://My_Account/reads", "3 to 24 lowercase letters"),
+        ("azuretable:///reads", "not the URL"),
         (f"{READS}?container=UPPER", "can't be the name of a container"),
         (f"{READS}?container=a--b", "can't be the name of a container"),
         (f"{READS}?contaner=abc", "did you mean 'container'"),
-        ("azuretable://key:secret@account/reads", "credentials don't belong"),
-        (f"{READS}?sig=abc", "credentials don't belong"),
+        ("azuretable://key:secret@account/reads", "keys and signatures don't belong"),
+        (f"{READS}?sig=abc", "keys and signatures don't belong"),
     ],
 )
 def test_urls_that_can_not_be_used(url: str, text: str) -> None:
@@ -84,29 +78,33 @@ def test_urls_that_can_not_be_used(url: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("connection", "error", "text"),
     [
-        ("AccountName=another;AccountKey=c2VjcmV0", UsageError, "another account, 'another'"),
+        (
+            "AccountName=another;AccountKey=c2VjcmV0",
+            UsageError,
+            "is of the storage account 'another', not of",
+        ),
         (
             "TableEndpoint=https://another.table.core.windows.net;SharedAccessSignature=sig=c2VjcmV0",
             UsageError,
-            "another account, 'another'",
+            "is of the storage account 'another', not of",
         ),
-        ("AccountKey=c2VjcmV0", UsageError, "no connection string"),
-        ("c2VjcmV0", UsageError, "no connection string"),
+        ("AccountKey=c2VjcmV0", UsageError, "can't be used: it needs"),
+        ("c2VjcmV0", UsageError, "can't be used: it needs"),
     ],
 )
 def test_connection_strings_that_can_not_be_used(
     monkeypatch: pytest.MonkeyPatch, connection: str, error: type[Exception], text: str
 ) -> None:
-    monkeypatch.setenv(CONNECTION, connection)
+    point_at(connection, monkeypatch)
     with pytest.raises(error, match=text) as caught:
         open_table(READS)
     assert "c2VjcmV0" not in str(caught.value)
-    (finding,) = diagnose_tables([READS], ROLES)
+    (finding,) = diagnose([READS], ROLES)
     assert (finding.ok, finding.stops) == (False, True)
 
 
-def test_an_account_that_is_not_there(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONNECTION, f"AccountName=nobodys;AccountKey={KEY};EndpointSuffix=invalid")
+def test_an_account_that_is_not_there(azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(f"AccountName=nobodys;AccountKey={KEY};EndpointSuffix=invalid", monkeypatch)
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -116,22 +114,22 @@ def test_an_account_that_is_not_there(azurite: Azurite, monkeypatch: pytest.Monk
         open_table("azuretable://nobodys/reads")
 
 
-def test_a_server_that_is_not_there(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONNECTION, azurite.connection(table=f"http://127.0.0.1:9/{ACCOUNT}"))
+def test_a_server_that_is_not_there(azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(azurite_tables.connection(table="http://127.0.0.1:9"), monkeypatch)
     with pytest.raises(UnavailableError, match="out of reach: Connection refused"):
         open_table(READS)
 
 
-def test_a_wrong_key(url: str, azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONNECTION, azurite.connection(key="c2VjcmV0"))
-    with pytest.raises(UnusableError, match="doesn't accept these credentials") as caught:
+def test_a_wrong_key(url: str, azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(azurite_tables.connection(key="c2VjcmV0"), monkeypatch)
+    with pytest.raises(UnusableError, match="the key isn't this account's") as caught:
         open_table(url)
     assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_a_table_that_is_not_there(azurite: Azurite) -> None:
-    url = new_url()
-    with pytest.raises(UnusableError, match=rf"no table at {url}: `mtask init` makes it"):
+def test_a_table_that_is_not_there(azurite_tables: Servers) -> None:
+    url = new_table_url()
+    with pytest.raises(UnusableError, match=rf"{url}: there is no such table: `mtask init` makes it"):
         open_table(url)
 
 
@@ -155,49 +153,36 @@ def test_a_table_that_is_closed(table: AzureTable) -> None:
 # -- signatures -------------------------------------------------------------------------------------------
 
 
-def signed(azurite: Azurite, rights: str, *, until: timedelta = timedelta(hours=1)) -> str:
-    """A connection string with a shared access signature."""
-    now = datetime.now(UTC)
-    sas = generate_account_sas(
-        AzureNamedKeyCredential(ACCOUNT, KEY),
-        resource_types=ResourceTypes(service=True, container=True, object=True),
-        permission=AccountSasPermissions.from_string(rights),
-        start=now - timedelta(days=1),
-        expiry=now + until,
-    )
-    ports = azurite.ports
-    return (
-        f"TableEndpoint=http://127.0.0.1:{ports['table']}/{ACCOUNT};"
-        f"BlobEndpoint=http://127.0.0.1:{ports['blob']}/{ACCOUNT};SharedAccessSignature={sas}"
-    )
-
-
-def test_a_signature_does(url: str, azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONNECTION, signed(azurite, "rwdlacu"))
+def test_a_signature_does(url: str, azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(azurite_tables.signed(), monkeypatch)
     with closing(open_table(url)) as table:
         table.create_bag(a_bag())
         table.record([a_done(0), a_failed(1)])
         assert [row.index for row in table.results("bag")] == [0, 1]
 
 
-def test_a_signature_that_has_expired(url: str, azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = signed(azurite, "rwdlacu", until=timedelta(hours=-1))
-    monkeypatch.setenv(CONNECTION, text)
-    with pytest.raises(UnusableError, match=r"signature.*has expired.*generate-sas") as caught:
+def test_a_signature_that_has_expired(
+    url: str, azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = azurite_tables.signed(ends_in=timedelta(hours=-1))
+    point_at(text, monkeypatch)
+    with pytest.raises(UnusableError, match=r"signature.*expired at 20.*generate-sas") as caught:
         open_table(url)
     assert "sig=" not in str(caught.value)
-    findings = list(diagnose_tables([url], ROLES))
+    findings = list(diagnose([url], ROLES))
     assert any(finding.ok is False and finding.stops and "expired" in finding.text for finding in findings)
 
 
-def test_a_signature_that_may_only_read(url: str, azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CONNECTION, signed(azurite, "r"))
+def test_a_signature_that_may_only_read(
+    url: str, azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_at(azurite_tables.signed(permission="r"), monkeypatch)
     with (
         closing(open_table(url)) as table,
-        pytest.raises(UnusableError, match="access denied: may not write"),
+        pytest.raises(UnusableError, match="access denied: write on"),
     ):
         table.create_bag(a_bag())
-    findings = {finding.what: finding for finding in diagnose_tables([url], ROLES)}
+    findings = {finding.what: finding for finding in diagnose([url], ROLES)}
     assert findings["table"].ok is True
     assert findings["table: write"].ok is False
     assert "sp=rwdlacu" in findings["table: write"].text
@@ -207,25 +192,25 @@ def test_a_signature_that_may_only_read(url: str, azurite: Azurite, monkeypatch:
 def test_who_has_no_role_or_no_credentials_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
     """By azure-identity, which speaks to no emulator."""
     monkeypatch.delenv(CONNECTION, raising=False)
-    account = Account(address_of(READS))
+    account = Account(table_address(READS))
     assert "DefaultAzureCredential" in account.how
     denied = HttpResponseError("This request is not authorized")
     denied.status_code, denied.error_code = 403, "AuthorizationPermissionMismatch"  # type: ignore[attr-defined]
     with (
         pytest.raises(
-            UnusableError, match=r"may not write to .*give this identity the role 'Storage Table Data C"
+            UnusableError, match=r"denied: write on .*give this identity the role 'Storage Table Data C"
         ),
-        account.errors("write to"),
+        account.errors("write", TABLE),
     ):
         raise denied
     with (
         pytest.raises(UnusableError, match="role 'Storage Blob Data Contributor'"),
-        account.errors("write to", role=BLOB_ROLE, on="the container 'reads'"),
+        account.errors("write", BLOB, "the container 'reads'"),
     ):
         raise denied
     with (
         pytest.raises(UnusableError, match=r"needs credentials \(none of the chain\).*az login"),
-        account.errors("read"),
+        account.errors("read", TABLE),
     ):
         raise ClientAuthenticationError("none of the chain")
 
@@ -233,45 +218,12 @@ def test_who_has_no_role_or_no_credentials_is_told_which(monkeypatch: pytest.Mon
 # -- a server in between, for what Azurite never says -------------------------------------------------------
 
 
-def refusal(code: str, text: str = "as the test wants it") -> bytes:
-    """As Azure's tables say it ("Status and error codes", the format of JSON)."""
-    return json.dumps({"odata.error": {"code": code, "message": {"lang": "en-US", "value": text}}}).encode()
-
-
 @contextmanager
-def between(azurite: Azurite, answer: Callable[[str], tuple[int, bytes] | None]) -> Iterator[str]:
-    """The endpoint of a server that answers in Azurite's place, or, where `answer` says None, asks it."""
-    upstream = urlsplit(f"http://127.0.0.1:{azurite.ports['table']}")
-
-    class Handler(BaseHTTPRequestHandler):
-        def ask(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            made = answer(f"{self.command} {self.path}")
-            if made is None:
-                connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
-                connection.request(self.command, self.path, body, dict(self.headers))
-                response = connection.getresponse()
-                made = response.status, response.read()
-                connection.close()
-            self.send_response(made[0])
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(made[1])))
-            self.end_headers()
-            self.wfile.write(made[1])
-
-        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = ask
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/{ACCOUNT}"
-        finally:
-            server.shutdown()
-            thread.join()
+def between(servers: Servers, rule: Rule) -> Iterator[None]:
+    """A proxy between this process and the tables."""
+    with proxy_to(servers.url("table")) as proxy, proxy.rule(rule), pytest.MonkeyPatch.context() as patch:
+        point_at(servers.connection(table=proxy.url), patch)
+        yield
 
 
 @pytest.mark.parametrize(
@@ -287,19 +239,18 @@ def between(azurite: Azurite, answer: Callable[[str], tuple[int, bytes] | None])
     ],
 )
 def test_who_is_refused_is_told_why(
-    azurite: Azurite,
+    azurite_tables: Servers,
     monkeypatch: pytest.MonkeyPatch,
     code: str,
     status: int,
     error: type[BackendError],
     text: str,
 ) -> None:
-    with between(azurite, lambda _: (status, refusal(code))) as endpoint:
-        monkeypatch.setenv(CONNECTION, azurite.connection(table=endpoint))
+    with between(azurite_tables, lambda _: table_error(status, code)):
         with pytest.raises(error, match=text) as caught:
             open_table(READS)
-        assert type(caught.value) is error
-        table, *_ = [each for each in diagnose_tables([READS], ROLES) if each.what == "table"]
+        assert isinstance(caught.value, UnavailableError | UnusableError) == (error is not BackendError)
+        table, *_ = [each for each in diagnose([READS], ROLES) if each.what == "table"]
         if issubclass(error, UnavailableError):
             assert table.ok is None
         else:
@@ -307,57 +258,64 @@ def test_who_is_refused_is_told_why(
 
 
 def test_init_waits_while_the_last_table_of_the_name_is_deleted(
-    azurite: Azurite, monkeypatch: pytest.MonkeyPatch
+    azurite_tables: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup_table, "PAUSE_S", 0.01)
+    monkeypatch.setattr(setup, "PAUSE_S", 0.01)
     refused: list[str] = []
 
-    def deleting(request: str) -> tuple[int, bytes] | None:
-        if "Tables" in request and len(refused) < 3:
-            refused.append(request)
-            return 409, refusal("TableBeingDeleted", "The specified table is being deleted.")
+    def deleting(request: Request) -> Answer | None:
+        if "Tables" in request.path and len(refused) < 3:
+            refused.append(request.path)
+            return table_error(409, "TableBeingDeleted", "The specified table is being deleted.")
         return None
 
-    with between(azurite, deleting) as endpoint:
-        monkeypatch.setenv(CONNECTION, azurite.connection(table=endpoint))
-        url = new_url()
+    with between(azurite_tables, deleting):
+        url = new_table_url()
         assert [how for _, how in make_table(url)] == ["made", "made"]
         assert len(refused) == 3
         refused.clear()
-        monkeypatch.setattr(setup_table, "WAIT_S", 0.0)
+        monkeypatch.setattr(setup, "PATIENCE_S", 0.0)
         with pytest.raises(UnavailableError, match="is being deleted"):
-            make_table(new_url())
+            make_table(new_table_url())
 
 
 # -- mtask init, the doctor, prices -------------------------------------------------------------------------
 
 
-def test_init_makes_the_table_and_its_container_once(azurite: Azurite) -> None:
-    url = f"{new_url()}?container=shared-container"
+def test_init_makes_the_table_and_its_container_once(azurite_tables: Servers) -> None:
+    url = f"{new_table_url()}?container=shared-container"
     name = url.rpartition("/")[2].partition("?")[0]
-    assert make_table(url) == [(f"Azure table {name}", "made"), ("Azure container shared-container", "made")]
+    assert make_table(url) == [
+        (f"table {name} in {ACCOUNT}", "made"),
+        (f"container shared-container in {ACCOUNT}", "made"),
+    ]
     assert [how for _, how in make_table(url)] == ["was there", "was there"]
-    assert [how for _, how in make_table(f"{new_url()}?container=shared-container")] == ["made", "was there"]
+    assert [how for _, how in make_table(f"{new_table_url()}?container=shared-container")] == [
+        "made",
+        "was there",
+    ]
 
 
-def test_a_container_that_is_missing_is_named_with_what_to_do(azurite: Azurite) -> None:
+def test_a_container_that_is_missing_is_named_with_what_to_do(azurite_tables: Servers) -> None:
     import random
 
     url = create()
     with closing(open_table(f"{url}?container=missing-one")) as table:
         table.create_bag(a_bag())
         table.record([a_done(0, "small")])
-        with pytest.raises(UnusableError, match=r"no container at the container 'missing-one'.*mtask init"):
+        with pytest.raises(
+            UnusableError, match=r"container 'missing-one' of .* no such container: `mtask init` makes it"
+        ):
             table.record([a_done(1, random.Random(1).randbytes(2_000_000).hex())])
         assert [row.index for row in table.results("bag")] == [0]
-    findings = {finding.what: finding for finding in diagnose_tables([f"{url}?container=missing-one"], ROLES)}
+    findings = {finding.what: finding for finding in diagnose([f"{url}?container=missing-one"], ROLES)}
     assert findings["container"].ok is False
     assert not findings["container"].stops
     assert "mtask init" in findings["container"].todo
 
 
 def test_the_doctor_finds_nothing_wrong_and_leaves_nothing(url: str, table: AzureTable) -> None:
-    findings = list(diagnose_tables([url, "azureq://devstoreaccount1/reads"], ROLES))
+    findings = list(diagnose([url], ROLES))
     assert [finding.what for finding in findings if finding.ok is False] == []
     assert {"credentials", "table", "clock", "table: write", "container", "container: delete"} <= {
         finding.what for finding in findings
@@ -366,8 +324,8 @@ def test_the_doctor_finds_nothing_wrong_and_leaves_nothing(url: str, table: Azur
     assert list(table._blobs.container().list_blob_names()) == []
 
 
-def test_the_doctor_misses_the_table(azurite: Azurite) -> None:
-    *_, last = diagnose_tables([new_url()], ROLES)
+def test_the_doctor_misses_the_table(azurite_tables: Servers) -> None:
+    *_, last = diagnose([new_table_url()], ROLES)
     assert (last.what, last.ok, last.stops) == ("table", False, True)
     assert "mtask init" in last.todo
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from mtask.model import Counts, DeadMessage, Result, State
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a_status, an_expired
 from mtask_azure import AzureTable, keys, open_table, pages
-from mtask_azure.blobs import NEAR_BYTES, READS, WRITES
+from mtask_azure.blobs import NEAR_BYTES
 from mtask_azure.pages import Frontier
-from mtask_azure.store import TRANSACTIONS
+from mtask_azure.prices import BLOB_READS, BLOB_WRITES, TRANSACTIONS
+from tests.servers.azure import Servers
 from tests.servers.azurehooks import create, hooked
-from tests.servers.azuretable import Azurite
 
 
 @pytest.fixture
-def url(azurite: Azurite) -> str:
+def url(azurite_tables: Servers) -> str:
     return create()
 
 
@@ -189,7 +189,7 @@ def test_what_is_too_big_goes_to_blobs_and_comes_back(url: str, table: AzureTabl
     table.keep_attempts([a_failed(5, big, bag="big")])
     dead = DeadMessage(body=big.encode(), reason="too long", at=1.5)
     table.set_aside([dead])
-    assert used(table, WRITES) == 6
+    assert used(table, BLOB_WRITES) == 6
     with closing(open_table(url)) as other:
         assert other.bag("big") == bag
         assert list(other.blocks("big")) == blocks
@@ -199,7 +199,7 @@ def test_what_is_too_big_goes_to_blobs_and_comes_back(url: str, table: AzureTabl
         assert other.retract("big", [1]) == {1}
         assert list(other.attempts("big")) == [rows[1], a_failed(5, big, bag="big")]
         assert list(other.dead()) == [dead]
-        assert used(other, READS) > 5
+        assert used(other, BLOB_READS) > 5
 
 
 def test_more_than_a_transaction_takes_goes_in_several(table: AzureTable) -> None:

@@ -9,7 +9,7 @@ import pytest
 import mtask_azure
 from mtask.costs import prices_of
 from mtask.settings import Urls
-from mtask_azure.prices_queue import OPERATIONS
+from mtask_azure.prices import OPERATIONS
 from tests.servers.azure import Azurite
 
 TASKS = 300

@@ -14,17 +14,8 @@ import pytest
 from mtask.doctor import Finding
 from mtask.registry import ROLES
 from mtask_azure import diagnose
-from tests.servers.azure import (
-    ACCOUNT,
-    Answer,
-    Azurite,
-    Proxy,
-    Request,
-    connection_string,
-    error,
-    point_at,
-    proxy_to,
-)
+from tests.servers.azure import ACCOUNT, Azurite, point_at
+from tests.servers.azureproxy import Answer, Proxy, Request, error, proxy_to
 
 
 @pytest.fixture
@@ -36,7 +27,7 @@ def url(azurite: Azurite) -> str:
 def proxy(azurite: Azurite, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr("mtask_azure.client.PAUSE_S", 0)
     with proxy_to(azurite.url) as proxy:
-        point_at(connection_string(proxy.url), monkeypatch)
+        point_at(azurite.connection(queue=proxy.url), monkeypatch)
         yield proxy
 
 
@@ -46,22 +37,25 @@ def findings(url: str, roles: Any = ROLES) -> dict[str, Finding]:
     return {finding.what: finding for finding in found}
 
 
-def test_init_and_doctor_from_the_command_line(command, azurite: Azurite):
+def test_init_and_doctor_from_the_command_line(command, azurite: Azurite, azurite_tables: Servers):
     queue = f"azureq://{ACCOUNT}/{azurite.name()}"
     name = queue.rpartition("/")[2]
-    code, out, err = command("init", queue, "--table", "sqlite:///t.db")
+    table = name.replace("-", "")
+    code, out, err = command("init", queue)
     assert (code, err) == (0, "")
-    assert out.splitlines()[:2] == [
-        f"{'made':<10} queue {name} in {ACCOUNT}",
-        f"{'made':<10} poison queue {name}-poison in {ACCOUNT}",
-    ]
-    assert command("init").out.splitlines()[0] == f"{'was there':<10} queue {name} in {ACCOUNT}"
+    things = (f"queue {name}", f"poison queue {name}-poison", f"table {table}", f"container {table}")
+    assert out.splitlines()[:4] == [f"{'made':<10} {each} in {ACCOUNT}" for each in things]
+    again = command("init").out.splitlines()[:4]
+    assert again == [f"{'was there':<10} {each} in {ACCOUNT}" for each in things]
     code, out, _ = command("doctor")
     assert (code, out.splitlines()[-1]) == (0, "no problem found")
-    assert re.search(
-        r"^ok       credentials: by AZURE_STORAGE_CONNECTION_STRING, at 127\.0\.0\.1", out, re.MULTILINE
-    )
-    assert f"ok       make a queue: allowed on {name}-*\n" in out
+    found = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("ok ")]
+    assert (found.count("credentials"), found.count("clock")) == (1, 1)
+    by = r"by AZURE_STORAGE_CONNECTION_STRING, an account key, at 127\.0\.0\.1"
+    assert re.search(f"^ok       credentials: {by}", out, re.MULTILINE)
+    assert f"ok       make a queue: allowed on {queue}-*\n" in out
+    assert f"ok       table: write: allowed on azuretable://{ACCOUNT}/{table}\n" in out
+    assert f"ok       container: delete: allowed on the container '{table}'" in out
     assert re.search(rf"^ok       queue: {queue} answers in \d+ ms: 0 ready, 0 leased", out, re.MULTILINE)
     names = {each.name for each in azurite.service().list_queues(name_starts_with=name)}
     assert names == {name, f"{name}-poison"}, "nothing is left of what was tried"
@@ -162,7 +156,7 @@ def test_wrong_accounts_and_keys(azurite: Azurite, url: str, monkeypatch: pytest
         True,
         True,
     )
-    point_at(connection_string(azurite.url, key="YW5vdGhlciBrZXk="), monkeypatch)
+    point_at(azurite.connection(key="YW5vdGhlciBrZXk="), monkeypatch)
     wrong = findings(url)["queue"]
     assert (wrong.ok, wrong.stops, "doesn't accept these credentials" in wrong.text) == (False, True, True)
 

@@ -1,26 +1,24 @@
-"""Azurite's queue service, with a clock that can be moved, and a proxy that answers in its place.
+"""Azurite, Microsoft's emulator of Azure Storage: queues, with a clock that can be moved, tables, and blobs.
 
-Azurite is Microsoft's emulator of Azure Storage. A test that uses `azurite` has the environment set for it: a connection
-string with an account of its own.
+A test that uses `azurite` has the environment set for it: a connection string with an account of its own, and no other
+credentials. Name what you make as nobody else does: the server is there for the whole session.
 """
 
 from __future__ import annotations
 
 import base64
-import http.client
 import itertools
 import os
 import shutil
-import threading
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -31,10 +29,11 @@ if TYPE_CHECKING:
 
     from mtask_azure.queue import AzureQueue
 
-CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"
+CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
 ACCOUNT = "mtasktests"
 KEY = base64.b64encode(b"a key of 64 bytes, that opens nothing but a server of these tests").decode()
-MODULES = Path(__file__).parents[2] / ".servers/node_modules"
+SERVICES = ("queue", "table", "blob")
+PROGRAMS = Path(__file__).parents[2] / ".servers/node_modules/azurite/dist/src"
 CREDENTIALS = (
     "AZURE_CLIENT_ID",
     "AZURE_CLIENT_SECRET",
@@ -45,15 +44,97 @@ CREDENTIALS = (
 )
 
 
-def connection_string(url: str, *, account: str = ACCOUNT, key: str = KEY) -> str:
-    return f"AccountName={account};AccountKey={key};QueueEndpoint={url}/{account};"
+class Servers:
+    """A process for each service, on a port of its own, with its data in a folder below this one; begun when it is asked
+    for, and begun again on the same port after it was stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = folder / "clock"
+        self.clock.write_text("0")
+        self._folder = folder
+        self._ports = {service: free_port() for service in SERVICES}
+        self._stacks: dict[str, ExitStack] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def url(self, service: str) -> str:
+        """Of a server that need not run."""
+        return f"http://127.0.0.1:{self._ports[service]}"
+
+    def start(self, service: str) -> None:
+        """Unless it runs."""
+        if service in self._stacks:
+            return
+        program, node = PROGRAMS / service / "main.js", shutil.which("node")
+        if node is None or not program.is_file():
+            missing("azurite", "`make servers` does it, or `npm install azurite --prefix .servers`")
+        folder = self._folder / service
+        folder.mkdir(exist_ok=True)
+        moved = ["-r", str(Path(__file__).with_name("azurite_clock.js"))] if service == "queue" else []
+        args = [
+            *(node, *moved, str(program), "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+            *("--location", str(folder)),
+            *(f"--{service}Host", "127.0.0.1", f"--{service}Port", str(self._ports[service])),
+        ]
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+            patch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{KEY}")
+            patch.setenv("MTASK_TEST_CLOCK", str(self.clock))
+            server = running(args, lambda: answers(self.url(service)), folder / "log")
+            self._processes[service] = stack.enter_context(server)
+            self._stacks[service] = stack.pop_all()
+
+    def stop(self, service: str) -> None:
+        """It stores what it has, as it does otherwise only every 5 s: what a killed one has acknowledged is lost."""
+        self._processes[service].send_signal(signal.SIGINT)
+        self._processes[service].wait(30)
+        self._stacks.pop(service).close()
+
+    def close(self) -> None:
+        for stack in self._stacks.values():
+            stack.close()
+
+    def connection(self, *, account: str = ACCOUNT, key: str = KEY, **endpoints: str) -> str:
+        """A connection string. `endpoints`: others of services, by their names, as a proxy's."""
+        return f"AccountName={account};AccountKey={key};{self._endpoints(account, endpoints)}"
+
+    def signed(
+        self,
+        *,
+        permission: str = "rwdlacup",
+        types: str = "sco",
+        ends_in: timedelta = timedelta(hours=1),
+        now: datetime | None = None,
+    ) -> str:
+        """A connection string with a shared access signature for all services."""
+        from azure.storage.queue import (
+            AccountSasPermissions,
+            ResourceTypes,
+            generate_account_sas,
+        )
+
+        now = now or datetime.now(UTC)
+        sas = generate_account_sas(
+            ACCOUNT,
+            KEY,
+            ResourceTypes.from_string(types),
+            AccountSasPermissions.from_string(permission),
+            expiry=now + ends_in,
+            start=now - timedelta(days=2),
+            services="bqt",
+            protocol="https,http",
+        )
+        return f"{self._endpoints(ACCOUNT, {})}SharedAccessSignature={sas};"
+
+    def _endpoints(self, account: str, others: dict[str, str]) -> str:
+        urls = {service: others.get(service, self.url(service)) for service in SERVICES}
+        return "".join(f"{name.capitalize()}Endpoint={url}/{account};" for name, url in urls.items())
 
 
 class Azurite:
-    """A server, its clock, and what tests do there beside mtask."""
+    """What a test does there beside mtask; the clock is the queues'."""
 
-    def __init__(self, url: str, file: Path) -> None:
-        self.url, self._file = url, file
+    def __init__(self, servers: Servers) -> None:
+        self.servers = servers
+        self.url = servers.url("queue")
         self._ahead_s = 0.0
         self._stands_at: float | None = None
         self._write()  # another test may have moved it
@@ -76,9 +157,9 @@ class Azurite:
 
     def _write(self) -> None:
         stands_at = f" {self._stands_at}" if self._stands_at else ""
-        new = self._file.with_suffix(".new")
+        new = self.servers.clock.with_suffix(".new")
         new.write_text(f"{self._ahead_s}{stands_at}")
-        new.rename(self._file)
+        new.rename(self.servers.clock)
 
     def now(self) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=self._ahead_s)
@@ -88,7 +169,7 @@ class Azurite:
 
     def new(self) -> str:
         """The URL of a new queue."""
-        from mtask_azure.setup_queue import make_queue
+        from mtask_azure import make_queue
 
         url = f"azureq://{ACCOUNT}/{self.name()}"
         make_queue(url)
@@ -102,191 +183,65 @@ class Azurite:
     def service(self) -> QueueServiceClient:
         from azure.storage.queue import QueueServiceClient
 
-        return QueueServiceClient.from_connection_string(connection_string(self.url))
+        return QueueServiceClient.from_connection_string(self.connection())
 
     def client(self, url: str, suffix: str = "") -> QueueClient:
         """Of the queue at this URL of mtask."""
         return self.service().get_queue_client(url.rpartition("/")[2] + suffix)
 
+    def connection(self, *, account: str = ACCOUNT, key: str = KEY, **endpoints: str) -> str:
+        return self.servers.connection(account=account, key=key, **endpoints)
+
     def signed(
         self, *, permission: str = "rwdlacup", types: str = "sco", ends_in: timedelta = timedelta(hours=1)
     ) -> str:
-        """A connection string with a shared access signature."""
-        from azure.storage.queue import AccountSasPermissions, ResourceTypes, generate_account_sas
+        return self.servers.signed(permission=permission, types=types, ends_in=ends_in, now=self.now())
 
-        sas = generate_account_sas(
-            ACCOUNT,
-            KEY,
-            ResourceTypes.from_string(types),
-            AccountSasPermissions.from_string(permission),
-            expiry=self.now() + ends_in,
-            start=self.now() - timedelta(days=2),
-            protocol="https,http",
-        )
-        return f"QueueEndpoint={self.url}/{ACCOUNT};SharedAccessSignature={sas};"
+
+@contextmanager
+def azurite_in(folder: Path) -> Iterator[Servers]:
+    servers = Servers(folder)
+    try:
+        yield servers
+    finally:
+        servers.close()
 
 
 @pytest.fixture(scope="session")
-def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """For the whole session: name what you make as nobody else does."""
-    program = MODULES / "azurite/dist/src/queue/main.js"
-    node = shutil.which("node")
-    if node is None or not program.is_file():
-        missing("azurite", "`make servers` does it, or `npm install azurite --prefix .servers`")
-    folder = tmp_path_factory.mktemp("azurite")
-    clock = folder / "clock"
-    clock.write_text("0")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    args = [
-        *(node, "-r", str(Path(__file__).with_name("azurite_clock.js")), str(program)),
-        *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
-        *("--location", str(folder), "--queueHost", "127.0.0.1", "--queuePort", str(port)),
-    ]
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{KEY}")
-    patch.setenv("MTASK_TEST_CLOCK", str(clock))
-    try:
-        with running(args, lambda: answers(url), folder / "log"):
-            yield url, clock
-    finally:
-        patch.undo()
+def azurite_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with azurite_in(tmp_path_factory.mktemp("azurite")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def azurite(azurite_servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """Queues."""
+    azurite_servers.start("queue")
+    point_at(azurite_servers.connection(), monkeypatch)
+    return Azurite(azurite_servers)
+
+
+@pytest.fixture
+def azurite_tables(azurite_servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Servers:
+    """Tables and blobs."""
+    for service in ("table", "blob"):
+        azurite_servers.start(service)
+    point_at(azurite_servers.connection(), monkeypatch)
+    return azurite_servers
+
+
+def new_table_url() -> str:
+    """Of a table that isn't there yet."""
+    return f"azuretable://{ACCOUNT}/t{uuid4().hex[:12]}"
 
 
 def point_at(text: str, patch: pytest.MonkeyPatch) -> None:
     """Have the environment say this connection string, and no other credentials."""
     for name in CREDENTIALS:
         patch.delenv(name, raising=False)
-    patch.setenv(CONNECTION_STRING, text)
+    patch.setenv(CONNECTION, text)
 
 
-@pytest.fixture
-def azurite(azurite_server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Azurite:
-    url, file = azurite_server
-    point_at(connection_string(url), monkeypatch)
-    return Azurite(url, file)
-
-
-# -- in the server's place --------------------------------------------------------------------------
-
-
-class Answer(NamedTuple):
-    status: int
-    body: bytes
-    headers: dict[str, str]
-
-
-@dataclass
-class Request:
-    method: str
-    path: str
-    """With the query."""
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def operation(self) -> str:
-        """Of REST's reference: `Put Message`, …"""
-        path, _, query = self.path.partition("?")
-        parts = path.strip("/").split("/")[2:]
-        if not parts:
-            verbs = {"PUT": "Create Queue", "DELETE": "Delete Queue", "GET": "Get Queue Metadata"}
-        elif len(parts) == 1:
-            verbs = {"POST": "Put Message", "GET": "Get Messages", "DELETE": "Clear Messages"}
-            if "peekonly=true" in query:
-                verbs["GET"] = "Peek Messages"
-        else:
-            verbs = {"PUT": "Update Message", "DELETE": "Delete Message"}
-        return verbs.get(self.method, self.method)
-
-
-Rule = Callable[[Request], Answer | None]
-"""None: as if it weren't there."""
-
-
-def error(status: int, code: str, text: str = "as the test wants it") -> Answer:
-    body = (
-        f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{text}</Message></Error>'
-    )
-    return Answer(status, body.encode(), {"Content-Type": "application/xml", "x-ms-error-code": code})
-
-
-class Proxy:
-    """Between a client and the server; signatures hold, as they don't cover the port."""
-
-    def __init__(self, upstream: str) -> None:
-        self._upstream = urlsplit(upstream)
-        self.url = ""
-        self.requests: list[Request] = []
-        self.rules: list[Rule] = []
-        """Only the last one is asked."""
-
-    def asked(self, operation: str) -> list[Request]:
-        return [request for request in self.requests if request.operation == operation]
-
-    @contextmanager
-    def rule(self, rule: Rule) -> Iterator[None]:
-        self.rules.append(rule)
-        yield
-        self.rules.remove(rule)
-
-    def answer(self, request: Request) -> Answer:
-        self.requests.append(request)
-        answer = self.rules[-1](request) if self.rules else None
-        return answer or self.forward(request)
-
-    def forward(self, request: Request) -> Answer:
-        connection = http.client.HTTPConnection(
-            self._upstream.hostname or "", self._upstream.port, timeout=60
-        )
-        try:
-            connection.request(request.method, request.path, request.body or None, request.headers)
-            response = connection.getresponse()
-            dropped = {"transfer-encoding", "content-length", "connection", "keep-alive"}
-            kept = {name: value for name, value in response.getheaders() if name.lower() not in dropped}
-            return Answer(response.status, response.read(), kept)
-        finally:
-            connection.close()
-
-
-@contextmanager
-def proxy_to(upstream: str) -> Iterator[Proxy]:
-    proxy = Proxy(upstream)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = proxy.answer(Request(self.command, self.path, dict(self.headers.items()), body))
-            self.send_response_only(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            if answer.status != 204:
-                self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        proxy.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield proxy
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def environment(url: str) -> dict[str, str]:
-    """For processes: without other credentials."""
-    kept = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
-    return kept | {CONNECTION_STRING: connection_string(url)}
+def without_credentials() -> dict[str, str]:
+    """The environment, for processes."""
+    return {name: value for name, value in os.environ.items() if name not in (*CREDENTIALS, CONNECTION)}

@@ -11,8 +11,8 @@ import pytest
 from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 
-from mtask_azure import AzureTable, make_table, open_table, table_client
-from tests.servers.azuretable import new_url
+from mtask_azure import AzureTable, client, make_table, open_table
+from tests.servers.azure import new_table_url
 
 Hook = Callable[[Any, Callable[[], Any]], Any]
 """Is given a request and what sends it, and gives the answer."""
@@ -36,7 +36,7 @@ class Hooked(RequestsTransport):
 
 def create(url: str = "") -> str:
     """A new table with its container; its URL."""
-    url = url or new_url()
+    url = url or new_table_url()
     make_table(url)
     return url
 
@@ -50,7 +50,7 @@ def hooked(url: str, hook: Hook) -> Iterator[AzureTable]:
         return hook(request, send) if begun.is_set() else send()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_client, "new_transport", lambda: Hooked(later))
+        patch.setattr(client, "new_transport", lambda: Hooked(later))
         with closing(open_table(url)) as table:
             begun.set()
             yield table

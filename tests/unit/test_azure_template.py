@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from mtask_azure import table_beside
-from mtask_azure.client import ROLE
-from mtask_azure.names import address_of, physical
+from mtask_azure.address import queue_address
+from mtask_azure.faults import BLOB, QUEUE, TABLE
+from mtask_azure.names import physical
 
 DOCS = Path(__file__).parents[2] / "docs/backends"
 ROLES = {
@@ -107,7 +108,7 @@ def test_it_makes_what_init_makes() -> None:
     names = {resource["name"] for resource in resources}
     assert len({(each["type"], each["name"]) for each in resources}) == len(resources) == 5 + 6
     url = deployment.value(deployment.template["outputs"]["queue"]["value"])
-    address = address_of(url)
+    address = queue_address(url)
     for name in (physical(address), physical(address, poison=True)):
         assert f"mystorage/default/{name}" in names
     assert deployment.value(deployment.template["outputs"]["table"]["value"]) == table_beside(url)
@@ -117,7 +118,7 @@ def test_it_makes_what_init_makes() -> None:
     made = deployment.functions["resourceId"](account["type"], account["name"])
     assert all(made in other["dependsOn"] for other in others)
     assert deployment.used == deployment.template["parameters"].keys()
-    assert len(physical(address_of(f"azureq://mystorage/{'x' * 56}"), poison=True)) == 63
+    assert len(physical(queue_address(f"azureq://mystorage/{'x' * 56}"), poison=True)) == 63
 
 
 def test_each_principal_gets_each_role() -> None:
@@ -127,7 +128,7 @@ def test_each_principal_gets_each_role() -> None:
         if "roleAssignments" in resource["type"]
     ]
     assert sorted(given) == sorted((principal, role) for principal in ("p-1", "p-2") for role in ROLES)
-    assert ROLE in ROLES.values()
+    assert {service.role for service in (QUEUE, TABLE, BLOB)} == set(ROLES.values())
     assert len(Deployment(accountName="mystorage").resources()) == 5
 
 
