@@ -14,7 +14,7 @@ import pytest
 from mtask.doctor import Finding
 from mtask.registry import ROLES
 from mtask_azure import diagnose
-from tests.servers.azure import ACCOUNT, Azurite, point_at
+from tests.servers.azure import ACCOUNT, Azurite, Servers, point_at
 from tests.servers.azureproxy import Answer, Proxy, Request, error, proxy_to
 
 
