@@ -17,7 +17,7 @@ from mtask.errors import BackendError, MessageError
 from mtask.model import Delivery, Message
 from mtask.queue import Depth, Extension, Queue, QueueLimits
 
-__all__ = ["OneShotQueue"]
+__all__ = ["OneShotQueue", "copy_of"]
 
 
 class OneShotQueue:
@@ -59,23 +59,12 @@ class OneShotQueue:
             rest = list(self._waiting)
             self._waiting.clear()
         for delivery in rest:
-            copy = (
-                self._copy_of(delivery) if self.limits.counts_releases and self.limits.workers_send else None
-            )
+            copy = copy_of(delivery) if self.limits.counts_releases and self.limits.workers_send else None
             if copy is None:
                 self.release([delivery])
             else:
                 self.lane(copy.lane).send([copy]) if copy.lane else self.send([copy])
                 self.delete([delivery])
-
-    @staticmethod
-    def _copy_of(delivery: Delivery) -> Message | None:
-        """Which forgets no death; None for what is no message."""
-        try:
-            message = Message.decode(delivery.body)
-        except MessageError:
-            return None
-        return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1)
 
     # -- Queue --------------------------------------------------------------------------------------
 
@@ -197,3 +186,12 @@ def _required(behind: Queue | None) -> Queue:
     if behind is None:
         raise BackendError("this process was handed its messages, and can't send any")
     return behind
+
+
+def copy_of(delivery: Delivery) -> Message | None:
+    """To be sent in its place: it forgets no death. None for what is no message."""
+    try:
+        message = Message.decode(delivery.body)
+    except MessageError:
+        return None
+    return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1)

@@ -6,39 +6,16 @@ anything behind the first run, `gone_at` when it expires.
 
 from __future__ import annotations
 
-import random
-import time
-
-import msgspec
-
-from mtask.errors import BagExistsError, BagNotFoundError, SchemaError, UnavailableError
+from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
+from mtask.stored_bag import bag_of, changed, made, now_of, tries
 from mtask_azure import keys
 from mtask_azure.blobs import Blobs
 from mtask_azure.keys import BAGS, GONE, SHARDS, Key
 from mtask_azure.pages import Frontier
 from mtask_azure.store import ConditionError, Entity, Store, Unit, put, replace, row_of
 
-__all__ = ["TRIES", "Bags", "Known", "pause"]
-
-TRIES = 60
-"""Of a change of what somebody else changes at the same time; each time one of them gets through."""
-PAUSE_S = 0.02
-
-_decode_bag = msgspec.json.Decoder(Bag).decode
-
-
-class _Now(msgspec.Struct, frozen=True):
-    """What changes in a bag."""
-
-    state: BagState
-    generation: int
-    total: int
-    sent: int
-    digest: str
-
-
-_decode_now = msgspec.json.Decoder(_Now).decode
+__all__ = ["Bags", "Known"]
 
 
 class Known:
@@ -67,12 +44,12 @@ class Bags:
 
     def create(self, bag: Bag) -> None:
         """Raises BagExistsError."""
-        body = msgspec.json.encode(bag)
+        body = made(bag)
         key = _key(bag.name)
-        values = self._blobs.pack(body, bag.uid) | {"now": _text(_now_of(bag)), "uid": bag.uid}
+        values = self._blobs.pack(body, bag.uid) | {"now": now_of(bag).decode(), "uid": bag.uid}
         if bag.spec.keep_s is not None:
             values["gone_at"] = bag.created_at + bag.spec.keep_s
-        for attempt in range(TRIES):
+        for _ in tries():
             try:
                 self._store.insert(key, values)
                 break
@@ -91,7 +68,6 @@ class Bags:
             swap = replace(key, values, there.metadata["etag"])  # type: ignore[attr-defined]
             if not self._store.commit(BAGS, [Unit([swap, gone])]):
                 break
-            pause(attempt)
         else:
             raise _changed(bag.name)
         self._known[bag.name] = Known(bag)
@@ -121,22 +97,13 @@ class Bags:
         generation: int | None,
     ) -> None:
         """See `Table.update_bag`."""
-        for attempt in range(TRIES):
+        for _ in tries():
             bag, entity = self._read(name)
-            if bag.state is BagState.CANCELLED and state is BagState.SEALED:
-                state = None
-            now = _Now(
-                state=state or bag.state,
-                generation=max(bag.generation, generation or 0),
-                total=max(bag.total, total or 0),
-                sent=max(bag.sent, sent or 0),
-                digest=bag.digest if digest is None else digest,
-            )
-            if now == _now_of(bag):
+            now = changed(bag, state=state, total=total, sent=sent, digest=digest, generation=generation)
+            if now is None:
                 return
-            if self._merge(name, {"now": _text(now)}, entity):
+            if self._merge(name, {"now": now.decode()}, entity):
                 return
-            pause(attempt)
         raise _changed(name)
 
     def find(self, name: str) -> Known | None:
@@ -155,14 +122,13 @@ class Bags:
 
     def widen(self, known: Known, run: int) -> None:
         """Before anything of this run is written."""
-        for attempt in range(TRIES):
+        for _ in tries():
             if run == 0 or known.wide:
                 return
             _, entity = self._read(known.name)
             if "wide" in entity or self._merge(known.name, {"wide": True}, entity):
                 known.wide = True
                 return
-            pause(attempt)
         raise _changed(known.name)
 
     def _merge(self, name: str, values: Entity, read: Entity) -> bool:
@@ -190,31 +156,12 @@ class Bags:
         return float(entity.get("gone_at", "inf")) < self._store.server_now_s()
 
     def _bag_of(self, entity: Entity) -> Bag:
-        try:
-            bag, now = _decode_bag(self._blobs.unpack(entity)), _decode_now(entity["now"])
-        except (msgspec.DecodeError, KeyError) as error:
-            raise SchemaError(
-                f"the bag {row_of(entity)!r} can't be read, a newer mtask may have made it: {error}"
-            ) from None
-        return msgspec.structs.replace(bag, **{name: getattr(now, name) for name in _Now.__struct_fields__})
-
-
-def pause(attempt: int) -> None:
-    """Before another try, of those who all want to write the same."""
-    time.sleep(random.uniform(0, PAUSE_S * (attempt + 1)))
+        return bag_of(self._blobs.unpack(entity), entity.get("now"), row_of(entity))
 
 
 def _changed(name: str) -> UnavailableError:
-    return UnavailableError(f"the bag {name!r} was changed by others {TRIES} times while this tried to")
+    return UnavailableError(f"the bag {name!r} was changed by others again and again while this tried to")
 
 
 def _key(name: str) -> Key:
     return BAGS, keys.escaped(name)
-
-
-def _now_of(bag: Bag) -> _Now:
-    return _Now(bag.state, bag.generation, bag.total, bag.sent, bag.digest)
-
-
-def _text(now: _Now) -> str:
-    return msgspec.json.encode(now).decode()

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mtask.model import State
+from mtask.paged import Tally
 from mtask_azure.keys import RUN_TASKS, SHARDS, run_of
 from mtask_azure.store import Entity, row_of
 
-__all__ = ["PROPERTIES", "Frontier", "Page", "Tally", "bits", "page_number", "read"]
+__all__ = ["PROPERTIES", "Frontier", "Page", "bits", "page_number", "read"]
 
 PROPERTIES = ("done", "failed", "expired")
 
@@ -82,17 +83,6 @@ def bits(mask: int) -> Iterator[int]:
 
 
 # -- counting -------------------------------------------------------------------------------------------
-
-
-class Tally(NamedTuple):
-    """How many tasks ended how."""
-
-    done: int = 0
-    failed: int = 0
-    expired: int = 0
-
-    def plus(self, other: Tally) -> Tally:
-        return Tally(self.done + other.done, self.failed + other.failed, self.expired + other.expired)
 
 
 def tally(entity: Entity) -> Tally:

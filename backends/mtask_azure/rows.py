@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
 
 from mtask.errors import UnavailableError
 from mtask.model import Counts, Result, State
+from mtask.paged import Gathered, Row, Rows, Tally, gathered, groups
 from mtask.portion import Portion, line_of
+from mtask.stored_bag import TRIES, pause
 from mtask_azure import keys
 from mtask_azure import pages as pages_
-from mtask_azure.bags import TRIES, Bags, Known, pause
+from mtask_azure.bags import Bags, Known
 from mtask_azure.blobs import Blobs
 from mtask_azure.keys import PAGE, checked, page_of, run_of, shard_of
-from mtask_azure.pages import Page, Tally, bits
+from mtask_azure.pages import Page, bits
 from mtask_azure.store import (
     MOST_BYTES,
     MOST_OPERATIONS,
@@ -42,42 +43,6 @@ GROUP_BYTES = 256 * 1024
 """Rows whose JSON is longer than that together go into several entities; a longer one has its own."""
 MANY_RUNS = 32
 """More runs than that are read by queries over all between them."""
-
-
-class Row(NamedTuple):
-    """A row before it is written."""
-
-    state: State
-    attempt: int
-    line: bytes
-    """See `mtask.portion`."""
-
-
-Rows = dict[int, Row]
-"""By offset within a page."""
-Gathered = dict[int, Rows]
-"""By page."""
-
-
-def gathered(results: Sequence[Result | Portion]) -> dict[str, Gathered]:
-    """By bag; of the rows of one task in one call, the one that would be left by one call after the other."""
-    found: dict[str, Gathered] = {}
-    for each in results:
-        pages = found.setdefault(each.bag, {})
-        if isinstance(each, Portion):
-            checked(each.first + each.count - 1)
-            for index, line in enumerate(each.split(), checked(each.first)):
-                _keep(pages, index, Row(State.DONE, 0, line))
-        else:
-            _keep(pages, checked(each.index), Row(each.state, each.attempt, line_of(each)))
-    return found
-
-
-def _keep(pages: Gathered, index: int, row: Row) -> None:
-    page = pages.setdefault(page_of(index), {})
-    before = page.get(index % PAGE)
-    if before is None or before.state is not State.DONE:
-        page[index % PAGE] = row
 
 
 class _Change:
@@ -117,7 +82,7 @@ class Writer:
         self._store, self._blobs, self._bags = store, blobs, bags
 
     def record(self, results: Sequence[Result | Portion]) -> None:
-        by_bag = gathered(results)
+        by_bag = gathered(results, PAGE, checked)
         bags = {name: self._bags.known(name) for name in by_bag}  # before anything is written
         work: dict[tuple[str, int], Gathered] = {}
         for name, pages in by_bag.items():
@@ -179,7 +144,7 @@ class Writer:
             if refused:
                 pause(attempt)
         raise UnavailableError(
-            f"the bag {known.name!r} was changed by others {TRIES} times while rows were recorded"
+            f"the bag {known.name!r} was changed by others again and again while rows were recorded"
         )
 
     def _change(self, known: Known, change: _Change, rows: Rows) -> tuple[_Change, Rows]:
@@ -187,9 +152,9 @@ class Writer:
         base, page = change.number * PAGE, change.before
         waiting = {offset: row for offset, row in rows.items() if not page.done >> offset & 1}
         ended = {offset: row for offset, row in waiting.items() if row.state is not State.DONE}
-        for group in _groups({o: row for o, row in waiting.items() if o not in ended}):
+        for group in groups(waiting, GROUP_BYTES):
             key = change.partition, keys.group_key(change.number, min(group))
-            body = b"\n".join(row.line for row in group.values())
+            body = b"\n".join(group.values())
             before = set(bits(page.failed | page.expired)) & group.keys()
             outdated = [delete((change.partition, keys.row_key(base + offset))) for offset in sorted(before)]
             if not change.add([insert(key, self._blobs.pack(body, known.uid)), *outdated]):
@@ -238,7 +203,7 @@ class Writer:
             if refused:
                 pause(attempt)
         raise UnavailableError(
-            f"the bag {known.name!r} was changed by others while rows were taken out of it"
+            f"the bag {known.name!r} was changed by others again and again while rows were taken out of it"
         )
 
     def _take_out(
@@ -263,21 +228,6 @@ class Writer:
             change.after = change.after.without_row(offset)
             out.add(index)
         return change, out, rest
-
-
-def _groups(rows: Rows) -> Iterator[Rows]:
-    """In the portions that are written as one entity each."""
-    group: Rows = {}
-    size = 0
-    for offset in sorted(rows):
-        line = rows[offset].line
-        if group and size + len(line) > GROUP_BYTES:
-            yield group
-            group, size = {}, 0
-        group[offset] = rows[offset]
-        size += len(line) + 1
-    if group:
-        yield group
 
 
 # -- reading pages --------------------------------------------------------------------------------------

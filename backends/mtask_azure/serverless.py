@@ -22,7 +22,6 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,7 +37,6 @@ from mtask_azure.bodies import from_text
 if TYPE_CHECKING:
     from mtask.manager import Manager
     from mtask.queue import Queue, QueueLimits
-    from mtask.worker.options import Options
     from mtask_azure.queue import AzureQueue
 
 __all__ = ["queue_handler"]
@@ -46,12 +44,6 @@ __all__ = ["queue_handler"]
 DEFAULT_S = 300.0
 """The shortest default of all plans: of the Consumption plan."""
 LONGEST_S = 86400.0
-LEAST_S = 10.0
-"""In less time nothing can be run and written down."""
-MARGIN_S = (5.0, 10.0)
-"""For the last writes, at least and at most."""
-GRACE_S = 30.0
-"""What runs may take so long to end once the time is nearly over, at most."""
 _NAME = f"functions-{os.environ.get('WEBSITE_SITE_NAME', '')}-{secrets.token_hex(4)}".replace("--", "-")
 """Of the worker, as long as Azure keeps this process for one message after another: else `mtask status` would show a
 worker a message."""
@@ -76,9 +68,10 @@ def queue_handler(message: Triggered) -> None:
     message; Azure then gives it to another invocation.
     """
     from mtask.oneshot import OneShotQueue
+    from mtask.serverless import options_within
     from mtask.worker.supervisor import Worker
 
-    options = _options(_time_s())
+    options = options_within(_time_s(), "functionTimeout of host.json")
     manager = _manager(*_urls())
     # The host has decoded base64, or, with `messageEncoding` set to `none`, it hasn't.
     body = from_text(message.get_body().decode("utf-8", "surrogateescape"))
@@ -124,50 +117,11 @@ class _Copies:
         return self._queue.lane(name)
 
     def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
+        from mtask.oneshot import copy_of
+
         for delivery in deliveries:
-            self._queue.send_body(_with_deaths(delivery), delay_s=delay_s)
-
-
-def _with_deaths(delivery: Delivery) -> bytes:
-    """The body of a copy that forgets no death; what can't be read here, as it is."""
-    try:
-        message = Message.decode(delivery.body)
-    except MessageError:
-        return delivery.body
-    return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1).encode()
-
-
-def _options(left_s: float) -> Options:
-    """So that all is over before the function's time is. Raises UsageError where that can't be."""
-    from mtask.worker.capabilities import cpus_of_machine
-    from mtask.worker.options import Options
-
-    if left_s < LEAST_S:
-        raise UsageError(
-            f"functionTimeout of host.json is {left_s:.1f} s; make it {LEAST_S:.0f} s at the very least, and several times "
-            "what a task takes"
-        )
-    margin_s = min(max(MARGIN_S[0], left_s / 6), MARGIN_S[1])
-    grace_s = min(GRACE_S, (left_s - margin_s) / 3)
-    runtime_s = left_s - margin_s - grace_s
-    return Options(
-        slots=_slots() or cpus_of_machine(),
-        grace_s=grace_s,
-        max_runtime_s=runtime_s,
-        timeout_s=runtime_s,  # what began at once and isn't done by then never will be
-        checkpoints=os.environ.get("MTASK_CHECKPOINTS") or os.path.join(tempfile.gettempdir(), "checkpoints"),
-        path=tuple(part for part in sys.path if part),
-        lanes=False,
-    )
-
-
-def _slots() -> int | None:
-    text = os.environ.get("MTASK_SLOTS")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"MTASK_SLOTS must be a number from 1 on, not {text!r}")
-    return int(text)
+            copy = copy_of(delivery)
+            self._queue.send_body(delivery.body if copy is None else copy.encode(), delay_s=delay_s)
 
 
 def _time_s() -> float:

@@ -39,8 +39,8 @@ def made(queue: str, folder: Path) -> Urls:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    for text in (f"poison queue {queue.rpartition('/')[2]}-poison in {ACCOUNT}", urls.table):
-        assert text in done.stdout + (folder / "mtask.toml").read_text()
+    for kind in ("queue", "poison queue", "table", "container"):
+        assert f"{'made':<10} {kind} " in done.stdout
     return urls
 
 

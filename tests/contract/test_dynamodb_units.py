@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mtask.errors import BackendError, UnavailableError
 from mtask.model import Counts, Result
+from mtask.paged import Tally
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a_status
 from mtask_aws import DynamoTable, dynamo, keys, open_table, pages
 from mtask_aws.dynamo import Item, size_of
@@ -270,11 +271,11 @@ def test_a_frontier_counts_as_if_it_read_everything(
                 else:
                     offsets = {"d": [offset], "a": range(1, 64), "c": range(64)}[kind]
                     at(number).update({f"d{n}": token for n in offsets})
-        total = pages.Tally()
+        total = Tally()
         for item in items.values():
             page = pages.read(item)
             states = [state.value for state, _ in page.ended.values()]
-            part = pages.Tally(len(page.done), states.count("failed"), states.count("expired"))
+            part = Tally(len(page.done), states.count("failed"), states.count("expired"))
             assert pages.tally(item) == part
             total = total.plus(part)
         opened = [items[number] for number in frontier.open if number in items]

@@ -26,6 +26,7 @@ from tests.unit.worker_kit import wait_until
 
 pytest.importorskip("boto3")
 import mtask_aws
+from mtask.serverless import LEAST_S, MARGIN_S, options_within
 from mtask_aws import serverless
 
 REGION = "us-west-2"
@@ -454,11 +455,11 @@ def test_every_key_makes_names_that_bags_can_have(key: str, etag: str) -> None:
 # -- time -------------------------------------------------------------------------------------------
 
 
-@given(st.floats(serverless.LEAST_S, 900))
+@given(st.floats(LEAST_S, 900))
 def test_the_time_is_shared_out(left_s: float) -> None:
-    options = serverless._options(left_s)
+    options = options_within(left_s, "its timeout")
     assert options.max_runtime_s is not None
     assert options.max_runtime_s > left_s / 4
-    assert options.max_runtime_s + options.grace_s <= left_s - serverless.MARGIN_S[0] + 1e-6
+    assert options.max_runtime_s + options.grace_s <= left_s - MARGIN_S[0] + 1e-6
     assert options.timeout_s is not None
     assert 0 < options.timeout_s < options.max_runtime_s + options.grace_s
