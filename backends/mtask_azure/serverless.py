@@ -28,9 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-import msgspec
-
-from mtask.errors import MessageError, MtaskError, UnavailableError, UsageError
+from mtask.errors import MtaskError, UnavailableError, UsageError
 from mtask.model import Delivery, Message
 from mtask_azure.bodies import from_text
 

@@ -115,7 +115,7 @@ NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 
 
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -19,7 +19,7 @@ import mtask_azure
 from mtask.bag import BagHandle
 from mtask.errors import MtaskError, UsageError
 from mtask.manager import Manager, connect
-from mtask.model import Delivery, Message, State
+from mtask.model import Delivery, State
 from mtask.oneshot import copy_of
 from mtask.registry import make
 from mtask_azure import serverless
