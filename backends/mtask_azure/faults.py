@@ -55,7 +55,7 @@ class Service(NamedTuple):
 QUEUE = Service("queue", "queue", "Storage Queue Data Contributor")
 TABLE = Service("table", "table", "Storage Table Data Contributor")
 BLOB = Service("blob", "container", "Storage Blob Data Contributor")
-SIGNATURE = "services queue, table and blob (ss=qtb), all resource types (srt=sco), and sp=rwdlacup"
+SIGNATURE = "services queue, table and blob (ss=bqt), all resource types (srt=sco), and sp=rwdlacup"
 """What a shared access signature must allow."""
 
 BUSY = {"AccountBeingCreated", "InternalError", "OperationTimedOut", "ServerBusy", "TooManyRequests"}
