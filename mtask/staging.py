@@ -62,6 +62,9 @@ class Staging:
         self._at = [self.columns.index(name) for name in self.names]
         self.inputs = {name: _parts("--in", name, url, columns) for name, url in spec.inputs.items()}
         self.outputs = {name: _parts("--out", name, url, columns) for name, url in spec.outputs.items()}
+        every = [*self.inputs.values(), *self.outputs.values()]
+        self.used = tuple({columns[part] for parts in every for part in parts if isinstance(part, int)})
+        """Columns that are in a URL: a function needn't take them."""
 
     def urls(self, row: Sequence[Any]) -> tuple[Urls, Urls]:
         """Of a row's inputs and outputs. Paths are made absolute: they begin where this process is.
@@ -120,6 +123,7 @@ class StagingCheck:
     def __init__(self, spec: Spec, columns: Sequence[str]) -> None:
         """Raises UsageError, also when this installation can't use a URL that a template begins with."""
         self._staging = Staging(spec, columns)
+        self.used = self._staging.used
         self._columns = tuple(columns)
         self._seen, self._rows, self._schemes = Seen(), 0, dict[tuple[str, bool], str]()
         staging = self._staging

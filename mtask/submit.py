@@ -193,7 +193,7 @@ def _checker(spec: Spec, source: Source, staged: StagingCheck | None) -> Callabl
     columns = source.columns
     named = staged_columns(columns, spec.inputs, spec.outputs)
     if spec.kind == "call":
-        function, spare = resolve(spec.target[0]), (spec.key, spec.serial)
+        function, spare = resolve(spec.target[0]), (spec.key, spec.serial, *(staged.used if staged else ()))
         wire = Binder(function, named, textual=source.textual, spare=spare).wire
         return wire if staged is None else staged.wire(wire)
     if spec.kind == "run":

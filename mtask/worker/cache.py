@@ -92,7 +92,7 @@ class Use:
         self.path, self._lock = path, lock
 
     def close(self) -> None:
-        os.utime(self._lock)
+        _mark(self._lock)
         os.close(self._lock)
 
 
@@ -159,7 +159,7 @@ class Cache:
                 lock, fcntl.LOCK_SH
             )  # who removes it holds it only while it holds the other lock, too
         if _is_as_it_was(place) or (verify and _is_right(place)):
-            os.utime(lock)
+            _mark(lock)
             return Use(str(place / "data" / name), lock)
         if verify:
             with self._guarded(fcntl.LOCK_EX):
@@ -195,6 +195,7 @@ class Cache:
         place = self.folder / "entries" / entry
         with self._guarded(fcntl.LOCK_EX):
             os.rename(fetched, place)
+            _mark(lock)
             fcntl.flock(lock, fcntl.LOCK_SH)
         return Use(str(place / "data" / name), lock)
 
@@ -270,6 +271,12 @@ def _unused(place: Path) -> Iterator[tuple[int, float, bool]]:
         yield int(said) if said.isdigit() else 0, os.fstat(lock).st_mtime, unused
     finally:
         os.close(lock)
+
+
+def _mark(lock: int) -> None:
+    """As used now: the kernel's own stamps are some ms coarse."""
+    now_ns = time.time_ns()
+    os.utime(lock, ns=(now_ns, now_ns))
 
 
 def _drop(fetched: Path, lock: int) -> None:

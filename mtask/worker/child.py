@@ -288,9 +288,9 @@ class Child:
             try:
                 spec = self.bags[message.uid].spec
                 staging = self._staging(spec, message.columns)
-                columns = message.columns if staging is None else staging.columns
-                binder = Binder(function, columns, textual=False, spare=(spec.key, spec.serial))
-                call = binder.caller()
+                columns, used = (message.columns, ()) if staging is None else (staging.columns, staging.used)
+                spare = (spec.key, spec.serial, *used)
+                call = Binder(function, columns, textual=False, spare=spare).caller()
                 self.callers[key] = call if staging is None else self._staged(call, staging)
             except MtaskError as error:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
