@@ -89,7 +89,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--retry-on",
             type=Names(),
             metavar="NAME,…",
-            help="Try again only these: exception classes, exit codes, or timeout, signal, memory, ….",
+            help="Try again only these: exception classes, exit codes, or timeout, signal, memory, staging, ….",
         ),
         click.option("--no-retry", type=Names(), metavar="NAME,…", help="Don't try these again."),
         click.option(
