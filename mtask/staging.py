@@ -29,6 +29,9 @@ WRITTEN_WHOLE = frozenset({"", "file", "local", "s3", "s3a", "gs", "gcs", "az", 
 before its last byte has come."""
 _RESERVED = {ID_COLUMN, COMMAND_COLUMN, *REQUIREMENT_COLUMNS}
 
+MOST_NAME_BYTES = 200
+"""Of a file; file systems take 255, and something may be added."""
+
 Urls = dict[str, str]
 """Name → URL, or an absolute path."""
 
@@ -114,7 +117,12 @@ def _absolute(path: str) -> str:
 def file_name(url: str) -> str:
     """How a file from there, or to go there, is called here: programs look at the ending of a name."""
     path = urlsplit(url).path if scheme_of(url) in ("http", "https") else url.partition("://")[2] or url
-    return posixpath.basename(path.rstrip("/"))[-200:] or "file"
+    name = (
+        posixpath.basename(path.rstrip("/"))
+        .encode("utf-8", "replace")[-MOST_NAME_BYTES:]
+        .decode("utf-8", "ignore")
+    )
+    return name if name.strip(".") else "file"
 
 
 class StagingCheck:

@@ -238,8 +238,11 @@ class CommandRunner(Runner):
         self.pid, self._carrying, self._staged = self._porter.pid, then, True
 
     def _on_answer(self, answer: Answer) -> None:
-        if self._carrying is None or self._cause is not None:  # its process is about to go, and tells then
+        if self._carrying is None:
             return
+        if self._cause is not None and (answer.paths or answer.failure):
+            return  # its process is about to go, and tells then; but what has been put in its place is done
+        self._cause = self._meant = None
         self.pid, then, self._carrying = 0, self._carrying, None
         then(answer.failure, answer.paths)
         self._next()

@@ -141,6 +141,8 @@ class Porter:
     def _on_exit(self) -> None:
         if self._process is None:
             return
+        if self._answers in self._selector.get_map():
+            self._on_readable()  # its last answer
         status = self._process.wait()
         self._forget()
         self._on_death(status)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from mtask.errors import MtaskError, UsageError
 from mtask.model import UNKNOWN, Failure, Reason
@@ -69,11 +71,12 @@ class Stage:
                 raise StageError(_failure(f"output {name!r}: the task wrote nothing to it, for {shown(url)}"))
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise StageError(_failure(f"output {name!r}: the task made no file of it, for {shown(url)}"))
-        for name, url in outputs.items():
-            try:
-                put_whole(self._place(name, url), url)
-            except Exception as error:
-                raise _failed("output", name, url, error) from error
+        with _undisturbed():
+            for name, url in outputs.items():
+                try:
+                    put_whole(self._place(name, url), url)
+                except Exception as error:
+                    raise _failed("output", name, url, error) from error
 
     def close(self) -> None:
         """The attempt has ended: its inputs may go."""
@@ -97,6 +100,16 @@ class Stage:
         return os.path.join(self._folder, name, file_name(url))
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM says that the worker is about to stop; the work is done, and only has to be put in its place."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def put_whole(path: str, url: str) -> None:
     """Write a file to a place that shows it only when all of it has come. Raises what the store raises."""
     if scheme_of(url) in ("", "file", "local"):
@@ -112,7 +125,7 @@ def _put_beside(path: str, target: str) -> None:
     folder = os.path.dirname(target)
     os.makedirs(folder, exist_ok=True)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    hidden = os.path.join(folder, f".{os.path.basename(target)[-200:]}.{secrets.token_hex(4)}.part")
+    hidden = os.path.join(folder, f".{file_name(target)}.{secrets.token_hex(4)}.part")
     named = False
     try:
         try:

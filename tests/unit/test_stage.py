@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,24 @@ def test_none_of_the_outputs_is_put_if_one_was_not_written(stage: Stage, tmp_pat
     assert not (tmp_path / "out").exists()
     stage.close()
     assert not (tmp_path / "stage").exists()
+
+
+def test_sigterm_does_not_stop_what_is_being_put(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    paths = stage.open({}, {"a": f"{tmp_path}/out/a"})
+    Path(paths["a"]).write_text("a")
+    copy = shutil.copyfileobj
+
+    def copyfileobj(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        copy(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "copyfileobj", copyfileobj)
+    stage.put({"a": f"{tmp_path}/out/a"})
+    assert (tmp_path / "out" / "a").read_text() == "a"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_path_is_used_where_it_is(stage: Stage, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_paths_are_made_absolute_and_urls_stay_as_they_are() -> None:
         ("https://host", "file"),
         ("/data/q?.fa", "q?.fa"),
         ("s3://bucket", "bucket"),
+        ("s3://bucket/..", "file"),
+        ("/data/" + "é" * 300, "é" * 100),
     ],
 )
 def test_the_file_is_called_as_in_its_store(url: str, name: str) -> None:
