@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
@@ -20,7 +21,6 @@ from mtask.settings import Urls, find_urls
 from mtask.table import Table
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from mtask.sources import Source
@@ -95,7 +95,8 @@ class Manager:
         with `columns`, or a pandas DataFrame. One of `call` ("module:function", or a function that
         can be imported), `run` (a command template) and `shell` (a script) says what to run; without
         any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, per_message, …;
-        also as people write them: memory="8GB", tags="blast,eu", priority="high", rate="10/s". The columns
+        also as people write them: memory="8GB", tags="blast,eu", priority="high", rate="10/s".
+        `inputs` and `outputs`: name → URL, with {column}s; see docs/staging.md. The columns
         cpus, memory, gpus, tags and priority say it of their row alone, unless `row_needs` is False.
         `on_checked` is called when all tasks are right and none is sent, and may raise.
         The same call again goes on with a submit that was interrupted.
@@ -201,6 +202,7 @@ def make_spec(
     `options` as `placing.spec_fields` takes them. Raises UsageError.
     """
     from mtask.placing import spec_fields
+    from mtask.staging import staged_columns
     from mtask.template import Template
 
     given = [name for name, value in (("call", call), ("run", run), ("shell", shell)) if value is not None]
@@ -208,10 +210,13 @@ def make_spec(
         raise UsageError(f"say one of --call, --run and --shell, not {' and '.join('--' + g for g in given)}")
     try:
         options = spec_fields(options)
+        for name in ("inputs", "outputs"):
+            options[name] = {key: os.fspath(url) for key, url in (options.get(name) or {}).items()}
+        columns = staged_columns(columns, options["inputs"], options["outputs"])
         if call is not None:
             return Spec(kind="call", target=(call if isinstance(call, str) else _name_of(call),), **options)
         if run is not None:
-            return Spec(kind="run", target=Template.parse(run, tuple(columns)).words, **options)
+            return Spec(kind="run", target=Template.parse(run, columns).words, **options)
         if shell is not None:
             return Spec(kind="shell", target=(shell,), **options)
         return Spec(kind="command", **options)
@@ -231,8 +236,6 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
     """The source, and a name for the bag if none is given."""
-    import os
-
     from mtask.sources import RowsSource, open_source
 
     if isinstance(tasks, str | os.PathLike):

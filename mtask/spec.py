@@ -70,6 +70,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of tasks with the same value in this column, only the first is submitted."""
     serial: str = ""
     """Tasks with the same value in this column run one after the other, in their order."""
+    inputs: dict[str, str] = {}
+    """Name → URL, with {column}s: fetched before each attempt, which gets a path by this name."""
+    outputs: dict[str, str] = {}
+    """Name → URL, with {column}s: what an attempt that succeeded wrote to the path of this name goes there."""
     per_message: int | None = None
     """Most tasks in a message; None lets the number grow with the bag."""
     growth: int = GROWTH
@@ -111,6 +115,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
             raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
+
+    @property
+    def staged(self) -> bool:
+        """Has it anything to be fetched or to be put somewhere?"""
+        return bool(self.inputs or self.outputs)
 
     @property
     def requires(self) -> Requirements:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 
+from mtask import urls
 from mtask.errors import MtaskError, UsageError
 
 __all__ = ["Context", "Fail", "Retry", "checkpoint_dir", "set_context", "stopping"]
@@ -93,7 +93,7 @@ def check(checkpoints: str) -> None:
             with open(os.path.join(checkpoints, probe), "x") as file:
                 os.unlink(file.name)
         else:
-            filesystem, path = _filesystem(checkpoints)
+            filesystem, path = urls.filesystem(checkpoints)
             filesystem.pipe_file(f"{path}/{probe}", b"probe")
             filesystem.rm_file(f"{path}/{probe}")
 
@@ -104,7 +104,7 @@ def make(place: str) -> None:
         if "://" not in place:
             os.makedirs(place, exist_ok=True)
         else:
-            filesystem, path = _filesystem(place)
+            filesystem, path = urls.filesystem(place)
             filesystem.makedirs(path, exist_ok=True)
 
 
@@ -116,7 +116,7 @@ def remove(place: str) -> None:
 
             shutil.rmtree(place, ignore_errors=True)
         return
-    filesystem, path = _filesystem(place)
+    filesystem, path = urls.filesystem(place)
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm(path, recursive=True)
 
@@ -126,15 +126,6 @@ def _told(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a file system may raise what it likes
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"no checkpoint can be saved in {place}: {said or type(error).__name__}") from error
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """An fsspec file system, and the path in it."""
-    try:
-        import fsspec
-    except ModuleNotFoundError:
-        raise UsageError("pip install 'mtask[checkpoints]' (fsspec)") from None
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, path
+        raise UsageError(
+            f"no checkpoint can be saved in {urls.shown(place)}: {urls.said_by(error)}"
+        ) from error

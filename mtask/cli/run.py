@@ -193,15 +193,18 @@ def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
     """
     from mtask.manager import make_spec
     from mtask.sources import open_source
+    from mtask.staging import staged_columns
     from mtask.submit import check_name
     from mtask.template import Template, check_program
 
     if options["bag"] is not None:
         check_name(options["bag"])
     source = open_source(tasks)
-    make_spec(call=options["call"], run=options["template"], shell=options["shell"], columns=source.columns)
+    inputs, outputs = options["inputs"] or {}, options["outputs"] or {}
+    named = staged_columns(source.columns, inputs, outputs)
+    make_spec(call=options["call"], run=options["template"], shell=options["shell"], columns=named)
     if here and options["template"] is not None:
-        check_program(Template.parse(options["template"], source.columns))
+        check_program(Template.parse(options["template"], named))
     return source
 
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,6 +30,10 @@ from mtask.worker.failure import describe
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
 from mtask.worker.wire import BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
+
+if TYPE_CHECKING:
+    from mtask.staging import Staging
+    from mtask.worker.stage import Stage
 
 FLUSH_NS = 20_000_000
 """Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
@@ -60,6 +64,8 @@ class Kit(msgspec.Struct):
     max_memory_bytes: int | None = None
     """Above that it ends, when a task has ended."""
     checkpoints: str = ""
+    stage: str = ""
+    """Folder for the outputs of tasks; it isn't there yet."""
 
 
 class BagFrame(msgspec.Struct):
@@ -105,6 +111,11 @@ class Child:
             uid="", index=0, checkpoints=kit.checkpoints, stopping=lambda: bool(words[Cell.STOPPING])
         )
         task.set_context(self.context)
+        self.stage_folder = kit.stage
+        self.stage: Stage | None = None
+        """Made for the first task that has inputs or outputs."""
+        self.outputs_to: dict[str, str] = {}
+        """Of the task that runs: name → URL."""
         self.left = kit.max_tasks or -1
         self.max_memory_bytes = kit.max_memory_bytes
         self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
@@ -182,6 +193,7 @@ class Child:
         id_at: int | None,
     ) -> None:
         value, error = NO_VALUE, None
+        self.outputs_to = {}
         started_us, started_ns = time.time_ns() // 1000, time.monotonic_ns()
         try:
             if isinstance(caller, Failure):
@@ -193,13 +205,17 @@ class Child:
                 except MtaskError as refused:
                     error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
                 del returned
+                if self.outputs_to and error is None:
+                    self._put_outputs()
         except BaseException as raised:
-            error = describe(raised, spec=self.bags[message.uid].spec)
+            error = getattr(raised, "staging", None) or describe(raised, spec=self.bags[message.uid].spec)
         wall_ns = time.monotonic_ns() - started_ns
         if self.forked:  # a copy of this process, which the task made and didn't end
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
             os._exit(0)
+        if self.stage is not None:
+            self.stage.close()
         wall_us, used = wall_ns // 1000, self.used
         spent_s = used.look() if started_ns + wall_ns > used.looked_ns + QUICK_NS else 0.0
         stdout, stderr = self._printed(self.bags[message.uid].spec.tail_bytes)
@@ -271,8 +287,11 @@ class Child:
                 return Failure(reason=Reason.START, type=UNKNOWN, message=str(error))
             try:
                 spec = self.bags[message.uid].spec
-                binder = Binder(function, message.columns, textual=False, spare=(spec.key, spec.serial))
-                self.callers[key] = binder.caller()
+                staging = self._staging(spec, message.columns)
+                columns, used = (message.columns, ()) if staging is None else (staging.columns, staging.used)
+                spare = (spec.key, spec.serial, *used)
+                call = Binder(function, columns, textual=False, spare=spare).caller()
+                self.callers[key] = call if staging is None else self._staged(call, staging)
             except MtaskError as error:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
             except BaseException as error:
@@ -280,6 +299,32 @@ class Child:
             finally:
                 self.used.look()  # importing is nobody's
         return self.callers[key]
+
+    def _staging(self, spec: Spec, columns: tuple[str, ...]) -> Staging | None:
+        if not spec.staged:
+            return None
+        from mtask.staging import Staging
+        from mtask.worker.stage import Stage
+
+        self.stage = self.stage or Stage(self.stage_folder)
+        return Staging(spec, columns)
+
+    def _staged(self, call: Callable[[list[Any]], Any], staging: Staging) -> Callable[[list[Any]], Any]:
+        """Calls with the paths of what is fetched for a row; what it writes is put in its place by `_put_outputs`."""
+
+        def call_staged(row: list[Any]) -> Any:
+            assert self.stage is not None
+            inputs, outputs = staging.urls(row)
+            paths = self.stage.open(inputs, outputs)
+            self.outputs_to = outputs
+            return call(staging.filled(row, paths))
+
+        return call_staged
+
+    def _put_outputs(self) -> None:
+        assert self.stage is not None
+        if not self.forked:
+            self.stage.put(self.outputs_to)
 
     def _keep(self, offset: int, line: bytes, *, done: bool) -> None:
         """Put a result where a crash can't reach it, and send what has gathered when it is time."""

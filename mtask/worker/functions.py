@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
 from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
+from mtask.worker.porter import stage_folder
 from mtask.worker.room import Share
 from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
 from mtask.worker.wire import BAD, BAG, DONE, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
@@ -63,6 +65,7 @@ class FunctionRunner(Runner):
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
+        self._stage = stage_folder(host.name)
         self._share: Share | None = None
         """With which the child was started: what libraries have read of it when they were loaded, stays."""
 
@@ -170,6 +173,7 @@ class FunctionRunner(Runner):
             max_tasks=self._max_tasks,
             max_memory_bytes=self._max_memory_bytes,
             checkpoints=task.rooted(self.host.checkpoints),
+            stage=self._stage,
         )
         with pinned(share):
             self._process = subprocess.Popen(
@@ -357,4 +361,6 @@ class FunctionRunner(Runner):
             self._close(name)
         take_tail(self._stdout), take_tail(self._stderr)
         self._cell.close()
+        if os.access(self._stage, os.F_OK):
+            shutil.rmtree(self._stage, ignore_errors=True)
         self._process, self.pid, self._cause, self._meant = None, 0, None, None

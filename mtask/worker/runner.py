@@ -129,7 +129,7 @@ class Runner:
             self._meant = job, offset
         memory_bytes = job.held.memory_bytes
         if self._cause is None and memory_bytes is not None:
-            self._taken_bytes = resident_bytes(self.pid)
+            self._taken_bytes = self.taken_bytes()
             if self._taken_bytes > memory_bytes:
                 self.stop_task(Cause.MEMORY, grace_s=0)
                 self._signal(signal.SIGKILL)  # it would only take more
@@ -159,6 +159,10 @@ class Runner:
     def retiring(self) -> bool:
         """Its process is about to go: give it nothing more until it has gone."""
         return self._cause is not None
+
+    def taken_bytes(self) -> int:
+        """Memory that the running task takes."""
+        return resident_bytes(self.pid)
 
     def tell_stopping(self) -> None:
         """Let the running task know that the worker is about to stop."""
