@@ -163,12 +163,13 @@ class BagHandle:
     def repair(self) -> int:
         """Send every task again that has no row, as after the loss of a queue; returns how many.
 
-        Raises UsageError for a bag that is still being submitted, or was cancelled.
+        Raises UsageError for a bag that is still being submitted as a whole, or was cancelled.
         """
         from mtask.resend import repair
 
         info = self.info
-        if info.state not in (BagState.SEALED, BagState.RESENDING):
+        whole = (BagState.SEALED, BagState.RESENDING, *([BagState.OPEN] if info.endless else ()))
+        if info.state not in whole:
             how = (
                 "was cancelled; retry takes it up again"
                 if info.state is BagState.CANCELLED
@@ -181,6 +182,19 @@ class BagHandle:
             sent = repair(self._manager.queue, self._manager.table, info)
             self._manager.flush()
         return sent
+
+    def seal(self) -> None:
+        """Nothing can be added to this open bag from now on: it is finished when its tasks have ended.
+
+        Raises UsageError for a bag that never was open.
+        """
+        from mtask.append import seal
+
+        manager, info = self._manager, self.info
+        with Bill(manager.queue, manager.table) as bill:
+            bill.uid = info.uid
+            seal(manager.queue, manager.table, info)
+            manager.flush()
 
     def cancel(self) -> None:
         """Run nothing more of this bag; workers stop what they run of it within seconds."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from mtask.append import Known
     from mtask.sources import Source
     from mtask.submit import Prepared
 
@@ -52,6 +53,8 @@ class Manager:
         """`place`: where they are, for people; `urls`: from where they were opened, which tells what they cost."""
         self.queue, self.table, self.place = Lanes.over(queue), table, place
         self._urls = urls
+        self._known: dict[str, Known] = {}
+        """The keys of open bags, by uid."""
         main = self.queue.main
         self._hands_out = main if isinstance(main, HandsOut) else None
         if self._hands_out is not None:
@@ -87,6 +90,8 @@ class Manager:
         on_checked: Callable[[Prepared], None] | None = None,
         on_sent: Callable[[int], None] | None = None,
         row_needs: bool = True,
+        open: bool = False,  # noqa: A002 as the option
+        seal: bool = False,
         **options: Any,
     ) -> BagHandle:
         """Check all tasks, then store and send them.
@@ -100,6 +105,10 @@ class Manager:
         `on_checked` is called when all tasks are right and none is sent, and may raise.
         The same call again goes on with a submit that was interrupted.
 
+        With `open`, the tasks are added to the open bag of this name, which is made if there is none: any number of
+        submits, also at once, until one of them says `seal`, or `BagHandle.seal` does. The same tasks once more are
+        the same submit, and add nothing; with `key`, nor does a task whose key is in the bag already.
+
         Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
         BagExistsError when `bag` names other tasks.
         """
@@ -108,6 +117,8 @@ class Manager:
 
         if bag is not None:
             check_name(bag)
+        elif open or seal:
+            raise UsageError("an open bag needs a name: --bag NAME")
         source, wish = _source(tasks, columns)
         options.setdefault("growth", self.queue.limits.growth)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
@@ -118,6 +129,8 @@ class Manager:
         try:
             if on_checked is not None:
                 on_checked(prepared)
+            if bag is not None and (open or seal):
+                return self._append(prepared, bag, on_sent, seal=seal)
             with Bill(self.queue, self.table) as bill:
                 claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
                 bill.uid = claimed.uid
@@ -128,6 +141,38 @@ class Manager:
         finally:
             prepared.spool.close()
         return BagHandle(self, claimed.name)
+
+    def _append(
+        self, prepared: Prepared, name: str, on_sent: Callable[[int], None] | None, *, seal: bool
+    ) -> BagHandle:
+        from mtask.append import Known, add, open_bag, rows_of
+
+        with Bill(self.queue, self.table) as bill:
+            bag, lanes = open_bag(
+                self.table,
+                name,
+                prepared.spec,
+                prepared.columns,
+                prepared.placing.kinds,
+                source=prepared.source,
+            )
+            bill.uid = bag.uid
+            if prepared.total:
+                add(
+                    self.queue,
+                    self.table,
+                    bag,
+                    rows_of(prepared.spool.blocks(name, lanes)),
+                    submit=prepared.digest,
+                    digest=prepared.digest,
+                    known=self._known.setdefault(bag.uid, Known()) if bag.spec.key else None,
+                    on_sent=on_sent,
+                )
+            self.flush()
+        handle = BagHandle(self, name)
+        if seal:
+            handle.seal()
+        return handle
 
     @property
     def hands_out(self) -> bool:

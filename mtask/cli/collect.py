@@ -32,10 +32,13 @@ def wait(
     recorded twice.
     """
     from mtask.cli.render import print_json, print_summary
+    from mtask.model import BagState
     from mtask.status import summarize
 
     with connect(queue, table, create=False) as manager:
         handle = manager.bag(bag)
+        if handle.info.endless and handle.info.state is BagState.OPEN and not (quiet or as_json):
+            click.echo(f"bag {bag!r} is open: this waits until `mtask seal {bag}`, too", err=True)
         began_s, before = time.monotonic(), handle.counts().ended
         try:
             handle.wait(progress=not (quiet or as_json), timeout_s=timeout_s)

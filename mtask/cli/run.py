@@ -133,6 +133,13 @@ def _conclude(
 
 @click.command()
 @task_options
+@click.option(
+    "--open",
+    "open",
+    is_flag=True,
+    help="Add them to the open bag of this name, to which more can be added until it is sealed.",
+)
+@click.option("--seal", is_flag=True, help="The same, for the last time: seal the bag then.")
 @estimate_option
 @places
 @quiet
@@ -149,6 +156,9 @@ def submit(
 
     First all of them are checked; when one is wrong, none is sent. TASKS and the options are those of
     `mtask run`. Interrupted, it goes on by the same command.
+
+    With --open, further submits add to the bag until it is sealed. The same tasks once more add nothing; with
+    --key, nor does a row whose key is in the bag already.
 
     \b
     Example:
@@ -182,7 +192,11 @@ def submit(
                 if manager.hands_out
                 else f"`{starts}` runs them"
             )
-            _announce(bag, sent, hint=f"{runs}, `mtask status {bag.name}` shows how it goes")
+            hint = f"{runs}, `mtask status {bag.name}` shows how it goes"
+            if options["open"] or options["seal"]:
+                _announce_added(bag, sent, hint)
+            else:
+                _announce(bag, sent, hint=hint)
     return 0
 
 
@@ -290,6 +304,17 @@ def _announce(bag: BagHandle, sent: int, hint: str = "") -> None:
     else:
         text = f"bag {bag.name!r}: {tasks_text(counts.total)}"
     click.echo(f"{text}; {hint}" if hint and counts.left else text, err=True)
+
+
+def _announce_added(bag: BagHandle, added: int, hint: str) -> None:
+    from mtask.model import BagState
+
+    total, what = bag.counts().total, tasks_text(added) if added else "nothing new"
+    if bag.info.state is not BagState.OPEN:
+        hint = "sealed"
+    elif not added:
+        hint = f"`mtask seal {bag.name}` closes it"
+    click.echo(f"bag {bag.name!r}: {what} added, {total:,} in all; {hint}", err=True)
 
 
 def _warn_of_others(manager: Manager, bag: BagHandle) -> None:
