@@ -225,7 +225,8 @@ def add(
         table.put_lanes(bag.lanes)
     rest, added = _Rest(rows), 0
     while True:
-        progress = _read(table, _name(bag, submit), Progress)[0]
+        log, version = _ready(queue, table, bag)
+        progress = _read(table, _name(bag, submit), Progress)[0]  # after what was waited for was settled
         if progress.whole:
             return added
         if progress.through and progress.digest != digest:
@@ -233,7 +234,6 @@ def add(
                 f"the first {progress.through:,} tasks were added to the bag {bag.name!r} by an earlier attempt, and they are "
                 "others now: a task that submits so many must submit the same ones each time"
             )
-        log, version = _ready(queue, table, bag)
         if log.sealed:
             raise UsageError(f"the bag {bag.name!r} is sealed: nothing can be added to it")
         if known is not None:

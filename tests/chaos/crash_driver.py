@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mtask.append
 import mtask.submit
 from mtask.bag import BagHandle
 from mtask.manager import Manager
@@ -109,6 +110,26 @@ def cancel_and_retry(manager: Manager) -> None:
     retry(manager)
 
 
+def add(manager: Manager, *, key: str = "", seal: bool = False) -> None:
+    """Three tasks to an open bag, and one more; with a key, the last of the three comes with it again."""
+    options: dict[str, Any] = {"open": True, "per_message": 2, "bag": "b", "key": key}
+    for numbers in ((0, 1, 2), (2, 3) if key else (3,)):
+        manager.submit([{"x": x} for x in numbers], call=f"{TASKS}:plain", **options)
+    if seal:
+        manager.bag("b").seal()
+
+
+def others_add(manager: Manager) -> None:
+    """Others finish what the dead one began, and bring the rows that it didn't get to."""
+    rows = [{"x": x} for x in range(4)]
+    manager.submit(rows, call=f"{TASKS}:plain", open=True, seal=True, per_message=2, key="x", bag="b")
+
+
+def retry_and_seal(manager: Manager) -> None:
+    retry(manager)
+    manager.bag("b").seal()
+
+
 Step = Callable[[Manager], object]
 SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "submit": (nothing, submit, submit),
@@ -127,6 +148,13 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "retry": (failed_before, retry, retry),
     "repair": (lost_before, lambda m: m.bag("b").repair(), lambda m: m.bag("b").repair()),
     "cancel": (lambda m: submit(m, 6), cancel_and_retry, cancel_and_retry),
+    "add": (nothing, lambda m: add(m, seal=True), lambda m: add(m, seal=True)),
+    "added": (nothing, lambda m: add(m, key="x"), others_add),
+    "retry-open": (
+        lambda m: (submit(m, 2, function="sick", retries=0, open=True), work(m, until_finished=False)),
+        retry,
+        retry_and_seal,
+    ),
 }
 
 
@@ -134,7 +162,16 @@ def wrongs(place: Place, manager: Manager, scenario: str) -> list[str]:
     """What of the promises doesn't hold."""
     found = []
     bag = manager.bag("b")
-    total = {"submit": 12, "sent": 8, "work": 5, "split": 4, "drain": 4}.get(scenario, 6)
+    total = {
+        "submit": 12,
+        "sent": 8,
+        "work": 5,
+        "split": 4,
+        "drain": 4,
+        "add": 4,
+        "added": 4,
+        "retry-open": 2,
+    }.get(scenario, 6)
     rows = Counter(result.index for result in bag.results())
     if rows != Counter(range(total)):
         found.append(f"rows: {dict(rows)}")
@@ -202,6 +239,8 @@ def at_point(folder: Path, scenario: str, point: int) -> tuple[bool, list[str]]:
 
 def main() -> None:
     mtask.submit.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
+    mtask.append.BLOCK_BYTES = 12  # and is added in several blocks, without waiting long for the dead
+    mtask.append.PATIENCE_S = 0.05
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     wrong: dict[int, list[str]] = {}
     for point in range(MOST_POINTS):
