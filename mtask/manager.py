@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from mtask.append import Known
     from mtask.sources import Source
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
 
-__all__ = ["Manager", "connect", "make_spec"]
+__all__ = ["Manager", "connect", "make_spec", "source_of"]
 
 
 def connect(queue: str | None = None, table: str | None = None) -> Manager:
@@ -113,13 +113,13 @@ class Manager:
         BagExistsError when `bag` names other tasks.
         """
         from mtask.resend import repair
-        from mtask.submit import check_name, claim, prepare, send
+        from mtask.submitting import check_name, claim, prepare, send
 
         if bag is not None:
             check_name(bag)
         elif open or seal:
             raise UsageError("an open bag needs a name: --bag NAME")
-        source, wish = _source(tasks, columns)
+        source, wish = source_of(tasks, columns)
         options.setdefault("growth", self.queue.limits.growth)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
         self._check_keep(spec)
@@ -274,7 +274,7 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
-def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
+def source_of(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
     """The source, and a name for the bag if none is given."""
     import os
 

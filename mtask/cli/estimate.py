@@ -30,7 +30,7 @@ def show_estimate(
     from mtask.estimate import estimate
     from mtask.manager import make_spec
     from mtask.settings import find_urls
-    from mtask.submit import prepare
+    from mtask.submitting import prepare
 
     urls = find_urls(queue, table)
     given = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mtask.bag import BagHandle
     from mtask.manager import Manager
     from mtask.sources import Source
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
     from mtask.worker.supervisor import Worker
 
 __all__ = ["run", "submit"]
@@ -207,7 +207,7 @@ def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
     """
     from mtask.manager import make_spec
     from mtask.sources import open_source
-    from mtask.submit import check_name
+    from mtask.submitting import check_name
     from mtask.template import Template, check_program
 
     if options["bag"] is not None:

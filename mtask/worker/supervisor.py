@@ -42,6 +42,7 @@ from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
 from mtask.worker.slots import Slot
+from mtask.worker.submits import Submits
 
 __all__ = ["Options", "Worker"]
 
@@ -95,6 +96,7 @@ class Worker:
         self.limits = Limits(table, self.name, self._keeper.count)
         self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
         self._gathered = Gathered(self._recorder)
+        self._submits = Submits(self.queue, table, self.notes, allowed=options.submits)
         self._receiver = Receiver(
             self.queue,
             table,
@@ -182,6 +184,7 @@ class Worker:
         results can't be written; and any error that nobody foresaw.
         """
         self.selector.register(self._inbox.fd, selectors.EVENT_READ, self._inbox.awake)
+        self._submits.on_failure = self._failed
         services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
         for service in services:
             service.on_failure = self._failed
@@ -261,6 +264,7 @@ class Worker:
             slot.retire()
         for slot in self.slots:
             slot.close()
+        self._submits.stop()
         self._gathered.pass_on()
         self._recorder.stop()
         while self._recorder.is_alive():
@@ -274,6 +278,7 @@ class Worker:
         self._inbox.read()
         if self._error is None or isinstance(self._error, UnavailableError):
             self._release_the_rest()
+        self._submits.join(LAST_WRITES_S)
         self._pulse.stop()
         self._pulse.join()
         if self._watcher is not None:
@@ -362,6 +367,9 @@ class Worker:
         self.notes.once(f"a message can't be read and is set aside (see `mtask dead`): {problem}")
         dead = DeadMessage(body=job.held.delivery.body, reason=problem, worker=self.name, at=time.time())
         self._recorder.set_aside(job.held, dead)
+
+    def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
+        self._submits.put(request, lambda text: self._inbox.post(lambda: answer(text)))
 
     def broken(self, problem: str) -> None:
         self._stop_for(BackendError(problem))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mtask.append
-import mtask.submit
+import mtask.submitting
 from mtask.bag import BagHandle
 from mtask.manager import Manager
 from mtask.model import Message, State
@@ -238,7 +238,7 @@ def at_point(folder: Path, scenario: str, point: int) -> tuple[bool, list[str]]:
 
 
 def main() -> None:
-    mtask.submit.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
+    mtask.submitting.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
     mtask.append.BLOCK_BYTES = 12  # and is added in several blocks, without waiting long for the dead
     mtask.append.PATIENCE_S = 0.05
     scenario, folder = sys.argv[1], Path(sys.argv[2])
