@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+import mtask
+
 FOLDER = Path(os.environ["CRASH_FOLDER"])
 
 
@@ -14,6 +16,15 @@ def plain(x: int) -> int:
     os.write(fd, f"{x}\n".encode())
     os.close(fd)
     return x
+
+
+def spawn(x: int) -> None:
+    """The same submit at each attempt; the first one fails after it."""
+    mtask.submit([{"x": n} for n in range(x)], call=f"{__file__}:plain", bag="b")
+    first = FOLDER / "spawned"
+    if not first.exists():
+        first.touch()
+        raise ValueError("once more")
 
 
 def slow(x: int) -> int:

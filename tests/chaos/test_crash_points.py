@@ -1,5 +1,5 @@
 """`kill -9` between every two writes of submit, work, split, drain, retry, repair, cancel,
-and of adding to an open bag (promise 3).
+and of adding to an open bag from outside and by a task (promise 3).
 
 `crash_driver` does it; see there what is checked after each kill.
 """
@@ -29,9 +29,10 @@ LEAST_POINTS = {
     "retry": 6,
     "repair": 2,
     "cancel": 6,
-    "add": 30,
-    "added": 30,
-    "retry-open": 8,
+    "add": 24,
+    "added": 20,
+    "retry-open": 6,
+    "spawn": 20,
 }
 """Fewer would mean that the driver no longer reaches what it is to kill."""
 
