@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
     from mtask.manager import Manager
+    from mtask.table import Table
 
 __all__ = ["BagHandle"]
 
@@ -41,6 +42,10 @@ class BagHandle:
 
     def __repr__(self) -> str:
         return f"<mtask bag {self.name!r}>"
+
+    @property
+    def table(self) -> Table:
+        return self._manager.table
 
     @property
     def info(self) -> Bag:
@@ -118,6 +123,16 @@ class BagHandle:
     ) -> Iterator[Result]:
         """The rows so far, in the order of the tasks; streams."""
         return self._manager.table.results(self.name, states=states, indexes=indexes)
+
+    def follow(self, *, states: Collection[State] | None = None) -> Iterator[Result]:
+        """The row of each task, those that are there and then each soon after its task has ended, until the bag is
+        finished (an open one: sealed, and all have ended) or cancelled.
+
+        A task that `retry` sends again comes again. The order is that of the tasks only by chance.
+        """
+        from mtask.follow import follow
+
+        return follow(self, states, lambda: self._collected(lambda _: None))
 
     def attempts(self) -> Iterator[Result]:
         """The failed attempts that were followed by another, in the order of the tasks; streams."""
