@@ -36,6 +36,7 @@ class BagHandle:
         self._manager, self.name = manager, name
         self._complaint = ""
         self._poll_s: float = getattr(manager.table, "poll_s", 0.0)
+        self._then: BagHandle | None = None
         self._counted: tuple[float, Counts] | None = None
         self._unfinished_s = -math.inf
         """When it was seen last not to be finished (monotonic clock)."""
@@ -90,8 +91,26 @@ class BagHandle:
         self._unfinished_s = now_s
         return False
 
+    def then(self) -> BagHandle | None:
+        """The bag of the task that runs when this one is done (`Spec.then`); None: there is none, or not yet.
+
+        Who asks sends that task, if nobody has."""
+        info = self.info
+        if self._then is None and info.spec.then:
+            from mtask.reducing import send_when_done, then_name
+
+            manager = self._manager
+            if send_when_done(manager.queue, manager.table, info):
+                manager.flush()
+                self._then = BagHandle(manager, then_name(self.name))
+        return self._then
+
+    def finished_all(self) -> bool:
+        """Is it finished, with the task that comes after it, if one does? After a failure none does."""
+        return self.finished() and ((then := self.then()) is None or then.finished())
+
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
-        """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
+        """Return when the bag is finished, and what comes after it (`then`). Workers elsewhere do the work; what HTCondor brings back is recorded.
 
         With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
         """
@@ -99,7 +118,7 @@ class BagHandle:
 
         with Progress(self, shown=progress) as bar:
             began_s = time.monotonic()
-            while self._collected(bar.say) or not self.finished():
+            while self._collected(bar.say) or not self.finished_all():
                 waited_s = time.monotonic() - began_s
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
@@ -172,6 +191,7 @@ class BagHandle:
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
             sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            self.then()
             manager.flush()
         return sent
 
@@ -195,6 +215,7 @@ class BagHandle:
         with Bill(self._manager.queue, self._manager.table) as bill:
             bill.uid = info.uid
             sent = repair(self._manager.queue, self._manager.table, info)
+            self.then()
             self._manager.flush()
         return sent
 
@@ -209,6 +230,7 @@ class BagHandle:
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
             seal(manager.queue, manager.table, info)
+            self.then()
             manager.flush()
 
     def cancel(self) -> None:

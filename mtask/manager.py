@@ -125,6 +125,10 @@ class Manager:
         self._check_keep(spec)
         if self._hands_out is not None:
             self._hands_out.check(spec)
+            if spec.then:
+                raise UsageError(
+                    f"--then: {self.place} runs tasks where they can't read the results of others; leave it out"
+                )
         prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
             if on_checked is not None:
@@ -137,6 +141,7 @@ class Manager:
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+                BagHandle(self, claimed.name).then()  # workers may have been done before it was sealed
                 self.flush()
         finally:
             prepared.spool.close()

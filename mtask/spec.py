@@ -70,6 +70,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of tasks with the same value in this column, only the first is submitted."""
     serial: str = ""
     """Tasks with the same value in this column run one after the other, in their order."""
+    then: str = ""
+    """"module:function" that is called with all results when every task is done; see `mtask.reducing`."""
     per_message: int | None = None
     """Most tasks in a message; None lets the number grow with the bag."""
     growth: int = GROWTH

@@ -188,6 +188,8 @@ def _column_at(name: str, source: Source, option: str) -> int | None:
 def _checker(spec: Spec, source: Source) -> Callable[[Chunk], Chunk]:
     """What each chunk goes through before it is encoded."""
     columns = source.columns
+    if spec.then:
+        resolve(spec.then)
     if spec.kind == "call":
         function, spare = resolve(spec.target[0]), (spec.key, spec.serial)
         return Binder(function, columns, textual=source.textual, spare=spare).wire

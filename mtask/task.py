@@ -121,6 +121,13 @@ def submit(
     )
 
 
+def asks() -> Callable[[bytes], bytes]:
+    """The way to the worker of the task that runs. Raises UsageError outside of one."""
+    if _current is None or _current.ask is None:
+        raise UsageError("this is for tasks, while they run")
+    return _current.ask
+
+
 def rooted(checkpoints: str) -> str:
     """The same place, whatever becomes of the working directory."""
     return checkpoints if "://" in checkpoints else os.path.abspath(checkpoints)

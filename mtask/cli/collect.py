@@ -6,7 +6,16 @@ import time
 
 import click
 
-from mtask.cli.common import Duration, bag_argument, connect, exit_code, places, quiet, tasks_text
+from mtask.cli.common import (
+    Duration,
+    bag_argument,
+    connect,
+    exit_code,
+    places,
+    quiet,
+    tasks_text,
+    then_failed,
+)
 
 __all__ = ["collect", "wait"]
 
@@ -46,11 +55,12 @@ def wait(
             click.echo(f"mtask: {error}; `mtask status {bag}` shows why", err=True)
             return 4
         summary = summarize(handle, wall_s=time.monotonic() - began_s, ended=handle.counts().ended - before)
+        failed = then_failed(handle, quiet=quiet or as_json)
     if as_json:
         print_json(summary)
     elif not quiet:
         print_summary(summary, finished=True)
-    return exit_code(summary.failed + summary.expired + summary.left)
+    return exit_code(summary.failed + summary.expired + summary.left + failed)
 
 
 @click.command()

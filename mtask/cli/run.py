@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text
+from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text, then_failed
 from mtask.cli.estimate import estimate_option, show_estimate
 from mtask.cli.task_options import task_options
 from mtask.cli.work import Saying, make_worker, slot_options, work_until, worker_options
@@ -107,7 +107,7 @@ def run(
                 _announce(bag, sent)
                 _warn_of_others(manager, bag)
             began_s, before = time.monotonic(), bag.counts().ended
-            if not bag.finished():
+            if not bag.finished_all():
                 finished = work_until(made.pop(), bag, saying=saying, shown=shown, quiet=quiet)
         finally:
             for each in made:
@@ -128,7 +128,9 @@ def _conclude(
         print_summary(summary, finished=finished)
     if not finished:
         return 130
-    return exit_code(summary.failed + summary.expired + summary.left)
+    return exit_code(
+        summary.failed + summary.expired + summary.left + then_failed(bag, quiet=quiet or as_json)
+    )
 
 
 @click.command()

@@ -65,6 +65,8 @@ class Pulse(Service):
                     self._worker.limits.renew()
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
+                    for bag in self._worker.bags.known():  # who wrote its last row may have died then
+                        self._worker.submits.look_whether_done(bag)
                     self._worker.ahead.refresh()
                     self._worker.notes.well("table")
             except BackendError as error:

@@ -3,6 +3,9 @@
 The child checks and packs the tasks, as any submit does, and sends them to its supervisor as a `Submission`, by the pipe
 on which results go. So it needs no vendor's library, no connection and no password. The supervisor adds them to the open bag
 over its own queue and table, in a thread that is started for the first of them, and sends back an `Answer`.
+
+The task that runs over all results of a bag (`mtask.reducing`) gets those in the same way, page by page, and the same thread
+sends it when the bag is done.
 """
 
 from __future__ import annotations
@@ -15,23 +18,32 @@ from typing import Any
 import msgspec
 
 import mtask.errors
+from mtask import task
 from mtask.append import Known, add, open_bag, rows_of
 from mtask.errors import MtaskError, SendError, UnavailableError, UsageError
 from mtask.lanes import Lanes
-from mtask.model import Block
+from mtask.model import Bag, Block, Result
+from mtask.reducing import pages_of, send_when_done
 from mtask.requirements import Requirements
 from mtask.spec import Spec
 from mtask.table import Table
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
 
-__all__ = ["Submits", "asked"]
+__all__ = ["Submits", "asked", "next_results"]
 
 MOST_BYTES = 64 * 1024 * 1024
 LONGEST_PAUSE_S = 10.0
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
+class Page(msgspec.Struct, frozen=True, tag="page"):
+    """Asks for the results of a bag behind the task `after`."""
+
+    bag: str
+    after: int
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True, tag="submission"):
     """What a task submits at a time."""
 
     submit: str
@@ -48,11 +60,17 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """To a submission."""
+    """To a submission, or for a page."""
 
     error: str = ""
     """The name of an exception; empty: all is stored and sent."""
     text: str = ""
+    results: tuple[Result, ...] = ()
+
+
+def next_results(bag: str, after: int) -> tuple[Result, ...]:
+    """In the child that runs the task behind a bag: a page of its results."""
+    return _answered(task.asks(), Page(bag, after)).results
 
 
 def asked(
@@ -86,9 +104,13 @@ def asked(
             kinds=tuple(prepared.placing.kinds),
             blocks=tuple((int(each.lane), each.count, msgspec.Raw(each.rows)) for each in blocks),
         )
-        request = msgspec.json.encode(submission)
     finally:
         prepared.spool.close()
+    _answered(ask, submission)
+
+
+def _answered(ask: Callable[[bytes], bytes], what: Submission | Page) -> Answer:
+    request = msgspec.json.encode(what)
     if len(request) > MOST_BYTES:
         raise UsageError(
             f"a task can submit {MOST_BYTES >> 20} MiB of tasks at a time, and this is {len(request) >> 20}: submit less, "
@@ -98,6 +120,7 @@ def asked(
     if answer.error:
         kind = getattr(mtask.errors, answer.error, MtaskError)
         raise kind(answer.text)
+    return answer
 
 
 class Submits(Service):
@@ -107,20 +130,33 @@ class Submits(Service):
         super().__init__("submits")
         self._queue, self._table, self._notes, self._allowed = queue, table, notes, allowed
         self._known: dict[str, Known] = {}
-        self._requests: stdlib_queue.SimpleQueue[tuple[bytes, Callable[[bytes], None]] | None] = (
+        self._requests: stdlib_queue.SimpleQueue[tuple[bytes, Callable[[bytes], None]] | Bag | None] = (
             stdlib_queue.SimpleQueue()
         )
-        self._stopped = threading.Event()
+        self._stopped, self._starting = threading.Event(), threading.Lock()
+        self._over: set[str] = set()
+        """The bags, by uid, whose last task was sent."""
 
     def put(self, request: bytes, answer: Callable[[bytes], None]) -> None:
         """`answer` is called by another thread."""
-        if not self.ident:
-            self.start()
-        self._requests.put((request, answer))
+        self._put((request, answer))
+
+    def look_whether_done(self, bag: Bag) -> None:
+        """Tasks of it have ended: send the one that comes after all, if it is time."""
+        if bag.spec.then and bag.uid not in self._over and self._queue.limits.workers_send:
+            self._put(bag)
+
+    def _put(self, item: tuple[bytes, Callable[[bytes], None]] | Bag) -> None:
+        with self._starting:
+            if not self.ident:
+                self.start()
+        self._requests.put(item)
+
+    def abandon(self) -> None:
+        """Of those who wait for an answer, nobody is there any more."""
+        self._stopped.set()
 
     def stop(self) -> None:
-        """Of those who wait, nobody is there any more."""
-        self._stopped.set()
         self._requests.put(None)
 
     def join(self, timeout: float | None = None) -> None:
@@ -128,21 +164,34 @@ class Submits(Service):
             super().join(timeout)
 
     def work(self) -> None:
-        while (item := self._requests.get()) is not None and not self._stopped.is_set():
-            request, answer = item
-            try:
-                self._add_patiently(msgspec.json.decode(request, type=Submission))
-                said = Answer()
-            except MtaskError as error:
-                said = Answer(type(error).__name__, str(error))
-            answer(msgspec.json.encode(said))
+        while (item := self._requests.get()) is not None:
+            if isinstance(item, Bag):
+                self._send_when_done(item)
+            elif not self._stopped.is_set():
+                request, answer = item
+                try:
+                    said = self._patiently(msgspec.json.decode(request, type=Submission | Page))
+                except MtaskError as error:
+                    said = Answer(type(error).__name__, str(error))
+                answer(msgspec.json.encode(said))
 
-    def _add_patiently(self, submission: Submission) -> None:
+    def _send_when_done(self, bag: Bag) -> None:
+        try:
+            if bag.uid not in self._over and send_when_done(self._queue, self._table, bag):
+                self._over.add(bag.uid)
+        except MtaskError as error:  # whoever looks next tries again, and whoever waits says it
+            self._notes.once(f"what comes after bag {bag.name!r} can't be sent: {error}")
+
+    def _patiently(self, request: Submission | Page) -> Answer:
         """A queue or table that is away for a while costs the task no attempt."""
         pause_s = 0.1
         while True:
             try:
-                self._add(submission)
+                if isinstance(request, Page):
+                    answer = Answer(results=tuple(pages_of(self._table, request.bag, request.after)))
+                else:
+                    self._add(request)
+                    answer = Answer()
             except (UnavailableError, SendError) as error:
                 self._notes.trouble("submits", error)
                 if self._stopped.wait(pause_s):
@@ -150,7 +199,7 @@ class Submits(Service):
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 self._notes.well("submits")
-                return
+                return answer
 
     def _add(self, submission: Submission) -> None:
         spec = msgspec.structs.replace(submission.spec, growth=self._queue.limits.growth)

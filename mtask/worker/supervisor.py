@@ -94,9 +94,11 @@ class Worker:
             lambda held: self._inbox.post(lambda: self._hand_over(held)),
         )
         self.limits = Limits(table, self.name, self._keeper.count)
-        self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
+        self.submits = Submits(self.queue, table, self.notes, allowed=options.submits)
+        self._recorder = Recorder(
+            self.queue, table, self._keeper, self.notes, self._tell_written, self.submits.look_whether_done
+        )
         self._gathered = Gathered(self._recorder)
-        self._submits = Submits(self.queue, table, self.notes, allowed=options.submits)
         self._receiver = Receiver(
             self.queue,
             table,
@@ -184,7 +186,7 @@ class Worker:
         results can't be written; and any error that nobody foresaw.
         """
         self.selector.register(self._inbox.fd, selectors.EVENT_READ, self._inbox.awake)
-        self._submits.on_failure = self._failed
+        self.submits.on_failure = self._failed
         services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
         for service in services:
             service.on_failure = self._failed
@@ -264,7 +266,7 @@ class Worker:
             slot.retire()
         for slot in self.slots:
             slot.close()
-        self._submits.stop()
+        self.submits.abandon()
         self._gathered.pass_on()
         self._recorder.stop()
         while self._recorder.is_alive():
@@ -278,9 +280,10 @@ class Worker:
         self._inbox.read()
         if self._error is None or isinstance(self._error, UnavailableError):
             self._release_the_rest()
-        self._submits.join(LAST_WRITES_S)
         self._pulse.stop()
         self._pulse.join()
+        self.submits.stop()
+        self.submits.join(LAST_WRITES_S)
         if self._watcher is not None:
             self._watcher.stop()
         self._inbox.read()
@@ -369,7 +372,7 @@ class Worker:
         self._recorder.set_aside(job.held, dead)
 
     def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
-        self._submits.put(request, lambda text: self._inbox.post(lambda: answer(text)))
+        self.submits.put(request, lambda text: self._inbox.post(lambda: answer(text)))
 
     def broken(self, problem: str) -> None:
         self._stop_for(BackendError(problem))
