@@ -18,8 +18,10 @@ from mtask.append import Known, add, open_bag, seal
 from mtask.errors import BagExistsError, UsageError
 from mtask.model import Bag, BagState, Message
 from mtask.queue import QueueLimits
+from mtask.reducing import COLUMNS, send_when_done
 from mtask.spec import Spec
 from mtask.table import Table
+from mtask.testing.samples import a_done, a_failed
 
 __all__ = ["OpenBagsContract"]
 
@@ -135,6 +137,30 @@ class OpenBagsContract:
         assert len(values) == 4 * 4 + 2
         assert set(values.values()) == ({1} if spec is KEYED else {1, 4})
         assert set().union(*(queue.indexes() for queue in queues)) == set(range(values.total()))
+
+    def test_what_comes_after_a_bag_is_there_once_when_all_is_done(
+        self, table: Table, other_table: Table, sent: Any
+    ) -> None:
+        bag = self._add(table, sent, ["a", "b"], msgspec.structs.replace(CALL, then="module:last"))
+        table.record([a_done(0, 1, bag="open"), a_failed(1, bag="open")])
+        assert not send_when_done(sent, table, bag)
+        seal(sent, table, bag)
+        assert not send_when_done(sent, table, bag)
+        table.record([a_done(1, 1, bag="open")])
+        queues = [_Sent() for _ in range(4)]
+        threads = [
+            threading.Thread(target=send_when_done, args=(queue, (table, other_table)[number % 2], bag))
+            for number, queue in enumerate(queues)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert send_when_done(sent, table, bag)
+        (task,) = [task for block in table.blocks("open.then") for task in block.tasks(COLUMNS)]
+        assert task.params == {"bag": "open", "function": "module:last"}
+        assert table.bag("open.then").state is BagState.SEALED
+        assert [index for queue in queues for index in queue.indexes()] == [0]
 
     @pytest.mark.parametrize("again", ["the same", "another", "seal"])
     def test_what_the_dead_left_is_finished_by_the_next(

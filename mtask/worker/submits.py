@@ -22,8 +22,8 @@ from mtask import task
 from mtask.append import Known, add, open_bag, rows_of
 from mtask.errors import MtaskError, SendError, UnavailableError, UsageError
 from mtask.lanes import Lanes
-from mtask.model import Bag, Block, Result
-from mtask.reducing import pages_of, send_when_done
+from mtask.model import Bag, BagState, Block, Result
+from mtask.reducing import pages_of, send_when_done, then_name
 from mtask.requirements import Requirements
 from mtask.spec import Spec
 from mtask.table import Table
@@ -145,6 +145,13 @@ class Submits(Service):
         """Tasks of it have ended: send the one that comes after all, if it is time."""
         if bag.spec.then and bag.uid not in self._over and self._queue.limits.workers_send:
             self._put(bag)
+
+    def look_whether_any_is_done(self, bags: Sequence[Bag]) -> None:
+        """The same for all bags that there are, as at the start of a worker: those before it may all have died."""
+        states = {bag.name: bag.state for bag in bags}
+        for bag in bags:
+            if bag.spec.then and states.get(then_name(bag.name)) is not BagState.SEALED:
+                self.look_whether_done(bag)
 
     def _put(self, item: tuple[bytes, Callable[[bytes], None]] | Bag) -> None:
         with self._starting:

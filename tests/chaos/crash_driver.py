@@ -30,7 +30,7 @@ from mtask_sqlite import Database, SqliteQueue, SqliteTable
 TASKS = Path(__file__).with_name("crash_tasks.py")
 MOST_POINTS = 200
 MOST_WRONG = 3
-OPEN = {"add": 3, "added": 3, "retry-open": 2, "spawn": 2}
+OPEN = {"add": 3, "added": 3, "retry-open": 2, "spawn": 2, "then": 2}
 """Scenarios with open bags, and how many tasks there are in the end."""
 MOST_S = 10.0
 """A bag that isn't finished by then is one that doesn't heal."""
@@ -136,6 +136,15 @@ def work_and_seal(manager: Manager) -> None:
     manager.bag("b").seal()
 
 
+def with_then(manager: Manager) -> None:
+    submit(manager, 2, then=f"{TASKS}:total")
+
+
+def work_long(manager: Manager) -> None:
+    """A worker that nobody tells of the bag."""
+    work(manager, until_finished=False, idle_exit_s=1.0)
+
+
 def retry_and_seal(manager: Manager) -> None:
     retry(manager)
     manager.bag("b").seal()
@@ -166,6 +175,7 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
         retry,
         retry_and_seal,
     ),
+    "then": (with_then, lambda m: work(m, until_finished=False), work_long),
     "spawn": (parent, lambda m: work(m, until_finished=False), work_and_seal),
 }
 
@@ -188,6 +198,8 @@ def wrongs(place: Place, manager: Manager, scenario: str) -> list[str]:
         found.append(f"failed: {failed}")
     if set(place.log()) != set(range(total)):
         found.append(f"ran: {dict(place.log())}")
+    if scenario == "then" and [result.value for result in manager.bag("b.then").results()] != [1]:
+        found.append(f"in b.then: {list(manager.bag('b.then').results())}")
     if not bag.finished():
         found.append(f"not finished: {bag.info.state}")
     work(manager, until_finished=False)

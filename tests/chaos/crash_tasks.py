@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import mtask
@@ -25,6 +26,10 @@ def spawn(x: int) -> None:
     if not first.exists():
         first.touch()
         raise ValueError("once more")
+
+
+def total(results: Iterable[mtask.Result]) -> int:
+    return sum(result.value for result in results)
 
 
 def slow(x: int) -> int:

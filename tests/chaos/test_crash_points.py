@@ -33,6 +33,7 @@ LEAST_POINTS = {
     "added": 20,
     "retry-open": 6,
     "spawn": 20,
+    "then": 20,
 }
 """Fewer would mean that the driver no longer reaches what it is to kill."""
 

@@ -58,7 +58,8 @@ def test_workers_die_while_their_tasks_submit_and_each_child_exists_once(site: S
     tasks = [task.params["x"] for task in bag.tasks()]
     assert Counter(tasks) == Counter(range(1000, 1024))
     bag.seal()
-    wait_for(bag.finished, "all children have ended", timeout_s=60)
+    wait_for(bag.finished_all, "all children have ended, and what comes after them", timeout_s=60)
+    assert [result.value for result in site.manager.bag("children.then").results()] == [sum(tasks)]
     assert [result.value for result in check(bag)] == tasks
     assert len(site.begins()) > 8  # some parents ran twice
     for worker in workers:
