@@ -300,16 +300,14 @@ def _ready(queue: Queue, table: Table, bag: Bag) -> tuple[Log, int]:
 def _store(
     queue: Queue, table: Table, bag: Bag, block: Block, claim: Claim, log: Log, version: int, *, grown: int
 ) -> bool:
-    """Claim, store and settle; False: somebody else was quicker."""
+    """Claim, store, and settle what is there then; False: it isn't ours, for somebody else was quicker."""
     claimed = msgspec.structs.replace(log, claims=(*log.claims, claim))
     if not table.swap(_name(bag), _encode(claimed), version):
         return False
     table.put_blocks([block])
     there = table.block(bag.name, block.number)
-    if _owner(claimed, there) != claim:
-        return False
     _settle(queue, table, bag, claimed, there, check=bool(log.claims), grown=grown)
-    return True
+    return _owner(claimed, there) == claim
 
 
 def _owner(log: Log, block: Block) -> Claim | None:

@@ -191,7 +191,8 @@ class BagHandle:
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
             sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
-            self.then()
+            if info.spec.then:
+                self.then()
             manager.flush()
         return sent
 
@@ -215,7 +216,8 @@ class BagHandle:
         with Bill(self._manager.queue, self._manager.table) as bill:
             bill.uid = info.uid
             sent = repair(self._manager.queue, self._manager.table, info)
-            self.then()
+            if info.spec.then:
+                self.then()
             self._manager.flush()
         return sent
 
@@ -230,7 +232,8 @@ class BagHandle:
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
             seal(manager.queue, manager.table, info)
-            self.then()
+            if info.spec.then:
+                self.then()
             manager.flush()
 
     def cancel(self) -> None:

@@ -141,7 +141,8 @@ class Manager:
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
-                BagHandle(self, claimed.name).then()  # workers may have been done before it was sealed
+                if spec.then:  # workers may have been done before it was sealed
+                    BagHandle(self, claimed.name).then()
                 self.flush()
         finally:
             prepared.spool.close()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from mtask import append
 from mtask.append import Known, add, open_bag, seal
 from mtask.errors import BagExistsError, UsageError
-from mtask.model import Bag, BagState, Message
+from mtask.model import Bag, BagState, Block, Message
 from mtask.queue import QueueLimits
 from mtask.reducing import COLUMNS, send_when_done
 from mtask.spec import Spec
@@ -50,6 +50,16 @@ class _Sent:
 
 class _Dead(Exception):
     """As if the process were killed there."""
+
+
+class _Hooked:
+    """A table, but for what becomes of a block that is to be stored."""
+
+    def __init__(self, table: Table, put_blocks: Callable[[Sequence[Block]], None]) -> None:
+        self._table, self.put_blocks = table, put_blocks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
 
 
 class OpenBagsContract:
@@ -137,6 +147,31 @@ class OpenBagsContract:
         assert len(values) == 4 * 4 + 2
         assert set(values.values()) == ({1} if spec is KEYED else {1, 4})
         assert set().union(*(queue.indexes() for queue in queues)) == set(range(values.total()))
+
+    def test_a_block_that_comes_late_is_its_owners(
+        self, table: Table, other_table: Table, sent: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Somebody else has taken him for dead, and was about to store another block in its place."""
+        monkeypatch.setattr(append, "PATIENCE_S", 0.1)
+        late: list[Block] = []
+
+        def die(blocks: Sequence[Block]) -> None:
+            late.extend(blocks)
+            raise _Dead
+
+        def come_late(blocks: Sequence[Block]) -> None:
+            if late:
+                other_table.put_blocks([late.pop()])
+            table.put_blocks(blocks)
+
+        with pytest.raises(_Dead):
+            self._add(cast(Table, _Hooked(table, die)), sent, ["a", "b"])
+        self._add(cast(Table, _Hooked(table, come_late)), sent, ["c"])
+        assert self._values(table) == ["a", "b", "c"]
+        self._add(other_table, sent, ["a", "b"])
+        assert self._values(table) == ["a", "b", "c"]
+        rows = {m.first: msgspec.json.decode(m.rows) for m in sent.messages}
+        assert (sent.indexes(), rows) == ([0, 1, 2], {0: [["a"]], 1: [["b"]], 2: [["c"]]})
 
     def test_what_comes_after_a_bag_is_there_once_when_all_is_done(
         self, table: Table, other_table: Table, sent: Any
