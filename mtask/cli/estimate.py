@@ -36,7 +36,7 @@ def show_estimate(
     given = {
         name: value
         for name, value in options.items()
-        if name not in ("bag", "template") and value is not None
+        if name not in ("bag", "open", "seal", "template") and value is not None
     }
     spec = make_spec(run=options["template"], columns=source.columns, **given)
     prepared = prepare(source, spec)
