@@ -30,7 +30,6 @@ LEAST_POINTS = {
     "repair": 2,
     "cancel": 6,
     "add": 24,
-    "added": 20,
     "retry-open": 6,
     "spawn": 20,
     "then": 20,
