@@ -68,7 +68,7 @@ class State(StrEnum):
 
 
 class BagState(StrEnum):
-    """`open`: tasks may be added; `sealed`: all are there; `resending`: all are there, and some are
+    """`open`: tasks may be added, or are being submitted; `sealed`: all are there; `resending`: all are there, and some are
     being sent again; `cancelled`: nothing of it runs any more."""
 
     OPEN = "open"
@@ -120,6 +120,8 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Number of tasks; final when sealed."""
     sent: int = 0
     """Tasks [0, sent) were certainly sent to the queue once."""
+    endless: bool = False
+    """May tasks be added to it by further submits until it is sealed? See `mtask.append`."""
     source: str = ""
     """Where the tasks came from, for people."""
     created_at: float = msgspec.field(default_factory=time.time)

@@ -139,6 +139,11 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Run rows with the same value in this column one after the other.",
         ),
         click.option(
+            "--then",
+            metavar="MODULE:FUNCTION",
+            help="When all tasks are done, call this with an iterator of their results: the one task of the bag NAME.then.",
+        ),
+        click.option(
             "--expires",
             "expires_s",
             type=Duration(positive=True),

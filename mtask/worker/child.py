@@ -15,21 +15,23 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mtask import task
-from mtask.errors import MtaskError
+from mtask.errors import MtaskError, UnavailableError, UsageError
 from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
 from mtask.portion import Done, line_of
 from mtask.values import encode_value
 from mtask.worker.failure import describe
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
-from mtask.worker.wire import BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
+from mtask.worker.wire import ANSWER, BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, SUBMIT, Cell, frame
 
 if TYPE_CHECKING:
     from mtask.staging import Staging
@@ -108,8 +110,14 @@ class Child:
         self.used = Usage()
         words = self.cell.words
         self.context = task.Context(
-            uid="", index=0, checkpoints=kit.checkpoints, stopping=lambda: bool(words[Cell.STOPPING])
+            uid="",
+            index=0,
+            checkpoints=kit.checkpoints,
+            stopping=lambda: bool(words[Cell.STOPPING]),
+            ask=self._ask,
         )
+        self.asked, self.ahead = 0, deque[tuple[int, int, int, bytes]]()
+        """How often it asked the supervisor for something, and what came before the answer."""
         task.set_context(self.context)
         self.stage_folder = kit.stage
         self.stage: Stage | None = None
@@ -131,7 +139,7 @@ class Child:
 
     def run(self) -> None:
         """Serve until the supervisor closes the pipe, or there have been enough tasks or memory."""
-        while self.left and (read := self._read()) is not None:
+        while self.left and (read := self.ahead.popleft() if self.ahead else self._read()) is not None:
             kind, job, offset, payload = read
             if kind == BAG:
                 bag = msgspec.json.decode(payload, type=BagFrame)
@@ -147,6 +155,21 @@ class Child:
             return None
         length, kind, job, offset = HEADER.unpack(header)
         return kind, job, offset, self.jobs.read(length)
+
+    def _ask(self, request: bytes) -> bytes:
+        """Have the supervisor submit something for the task that runs, and wait for its answer."""
+        if self.forked or threading.current_thread() is not threading.main_thread():
+            raise UsageError(
+                "mtask.submit is for the task's own process and thread, not for those that it starts"
+            )
+        self.asked += 1
+        self._send(frame(SUBMIT, self.job, self.asked, request))
+        while (read := self._read()) is not None:
+            if read[0] != ANSWER:
+                self.ahead.append(read)
+            elif read[2] == self.asked:
+                return read[3]
+        raise UnavailableError("the worker is ending")
 
     def _run_job(self, job: int, start: int, body: bytes) -> None:
         words = self.cell.words
@@ -174,7 +197,7 @@ class Child:
             if words[Cell.EPOCH] != self.epoch or not self.left:
                 break
             self.left -= 1
-            self.context.index = message.first + offset
+            self.context.index, self.context.submitted = message.first + offset, 0
             if expires_at is not None and time.time() > expires_at:
                 self._keep(offset, line_of(self._expired(message, offset, rows[offset], id_at)), done=False)
             else:

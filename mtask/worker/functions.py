@@ -27,7 +27,20 @@ from mtask.worker.output import new_output, take_tail
 from mtask.worker.porter import stage_folder
 from mtask.worker.room import Share
 from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
-from mtask.worker.wire import BAD, BAG, DONE, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
+from mtask.worker.wire import (
+    ANSWER,
+    BAD,
+    BAG,
+    DONE,
+    ENDED,
+    JOB,
+    RESULTS,
+    RESUME,
+    SUBMIT,
+    Cell,
+    Frames,
+    frame,
+)
 
 __all__ = ["FunctionRunner"]
 
@@ -230,6 +243,9 @@ class FunctionRunner(Runner):
         if not data:  # it has closed the pipe, but may go on for long
             self._close("_results_out")
         for kind, serial, offset, payload in self._frames.feed(data):
+            if kind == SUBMIT:
+                self._submit(offset, payload)
+                continue
             if not self.jobs or self.jobs[0].serial != serial:
                 continue  # of a job that was cut away before it began
             job = self.jobs[0]
@@ -243,6 +259,15 @@ class FunctionRunner(Runner):
                 self.jobs.popleft()
                 self.host.bad_message(job, payload.decode())
         return bool(data)
+
+    def _submit(self, number: int, request: bytes) -> None:
+        process = self._process
+
+        def answer(text: bytes) -> None:
+            if self._process is process and self._jobs_in >= 0:  # else it has died meanwhile
+                self._write(frame(ANSWER, 0, number, text))
+
+        self.host.submit(request, answer)
 
     def _take_done(self, job: Job, offset: int, lines: bytes) -> None:
         """The fast path: as long as nothing is the matter, nobody here reads what was returned."""

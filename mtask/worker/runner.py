@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -71,6 +71,10 @@ class Host(Protocol):
 
     def bad_message(self, job: Job, problem: str) -> None:
         """The rows of the job's message can't be read."""
+        ...
+
+    def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
+        """A task submits tasks; `answer` is to be called by the main thread. See `mtask.worker.submits`."""
         ...
 
     def broken(self, problem: str) -> None:
