@@ -16,7 +16,7 @@ from mtask.model import STAGED_VERSION, Bag, Block, Message
 from mtask.sources import RowsSource
 from mtask.spec import Spec
 from mtask.staging import Staging, StagingCheck, file_name, staged_columns
-from mtask.submit import Prepared, prepare
+from mtask.submitting import Prepared, prepare
 from mtask.template import text_of
 from mtask.urls import shown
 
