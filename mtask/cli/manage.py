@@ -1,4 +1,4 @@
-"""`mtask retry`, `repair`, `cancel`, `dead` and `completion`."""
+"""`mtask retry`, `repair`, `seal`, `cancel`, `dead` and `completion`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 from mtask.cli.common import bag_argument, complete_bag, connect, places, tasks_text
 
-__all__ = ["cancel", "completion", "dead", "repair", "retry"]
+__all__ = ["cancel", "completion", "dead", "repair", "retry", "seal"]
 
 
 @click.command()
@@ -45,6 +45,22 @@ def retry(
         click.echo(f"{tasks_text(count)} sent again; `mtask worker` runs them", err=True)
     else:
         click.echo("no task failed; nothing to do", err=True)
+    return 0
+
+
+@click.command()
+@bag_argument(required=True)
+@places
+def seal(bag: str, queue: str | None, table: str | None) -> int:
+    """Add nothing more to an open bag.
+
+    It is finished when all of its tasks have ended. A bag is open after `mtask submit --open`.
+    """
+    with connect(queue, table, create=False) as manager:
+        handle = manager.bag(bag)
+        handle.seal()
+        counts = handle.counts()
+    click.echo(f"bag {bag!r} is sealed: {tasks_text(counts.total)}, {counts.left:,} left", err=True)
     return 0
 
 

@@ -18,10 +18,10 @@ ROWS = [{"x": n} for n in range(500)]
 CALLS = ("put_blocks", "update_bag", "send", "create_bag")
 KILLED_IN_SENDING = """
 import os, signal, sys
-import mtask.submit
+import mtask.submitting
 from mtask.cli import main
 
-real, calls = mtask.submit.send_all, 0
+real, calls = mtask.submitting.send_all, 0
 
 def send_all(queue, messages, **options):
     global calls
@@ -30,7 +30,7 @@ def send_all(queue, messages, **options):
     if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-mtask.submit.send_all = send_all
+mtask.submitting.send_all = send_all
 main()
 """
 

@@ -230,6 +230,14 @@ def azurite_tables(azurite_servers: Servers, monkeypatch: pytest.MonkeyPatch) ->
     return azurite_servers
 
 
+@pytest.fixture
+def blobs(azurite_servers: Servers, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The connection string."""
+    azurite_servers.start("blob")
+    point_at(azurite_servers.connection(), monkeypatch)
+    return azurite_servers.connection()
+
+
 def new_table_url() -> str:
     """Of a table that isn't there yet."""
     return f"azuretable://{ACCOUNT}/t{uuid4().hex[:12]}"
