@@ -48,4 +48,4 @@ class Harness:
 
 @pytest.mark.timeout(600)
 def test_the_table_is_like_its_model(azurite_tables: Servers) -> None:
-    TableMachine.run(Harness, settings(SETTINGS, max_examples=3, stateful_step_count=20))
+    TableMachine.run(Harness, settings(SETTINGS, max_examples=2, stateful_step_count=20))

@@ -203,16 +203,16 @@ def test_what_is_too_big_goes_to_blobs_and_comes_back(url: str, table: AzureTabl
 
 
 def test_more_than_a_transaction_takes_goes_in_several(table: AzureTable) -> None:
-    """By bytes, and by number: 64 failures of one page, each with 150 KB, then all of them taken out."""
-    rows = [a_failed(index, noise(150_000, index)) for index in range(64)]
+    """By bytes, and by number: 64 failures of one page, each with 100 KB, then all of them taken out."""
+    rows = [a_failed(index, noise(100_000, index)) for index in range(64)]
     table.record(rows)
     assert list(table.results("bag")) == rows
     assert table.retract("bag", range(64)) == set(range(64))
     assert list(table.attempts("bag")) == rows
-    mixed = [a_done(index, noise(90_000, index)) for index in range(200)]
+    mixed = [a_done(index, noise(90_000, index)) for index in range(120)]
     table.record(mixed)
     assert list(table.results("bag")) == mixed
-    assert table.counts("bag") == Counts(done=200)
+    assert table.counts("bag") == Counts(done=120)
 
 
 # -- transactions that fail in part -----------------------------------------------------------------------
