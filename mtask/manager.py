@@ -104,7 +104,7 @@ class Manager:
         BagExistsError when `bag` names other tasks.
         """
         from mtask.resend import repair
-        from mtask.submit import check_name, claim, prepare, send
+        from mtask.submit import check_name, claim, prepare, repacked, send
 
         if bag is not None:
             check_name(bag)
@@ -121,6 +121,7 @@ class Manager:
             with Bill(self.queue, self.table) as bill:
                 claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
                 bill.uid = claimed.uid
+                prepared = repacked(prepared, claimed.spec.growth)
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
