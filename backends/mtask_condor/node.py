@@ -9,6 +9,7 @@ HTCondor is to start the job again. Anything else is a fault that another start 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -127,7 +128,7 @@ def _work(order: Order, deliveries: list[Delivery], writer: Writer, table: Table
             {tag for each in requires for tag in (*each.tags, *each.only_on) if not tag.startswith("!")}
         ),
         grace_s=max(1.0, order.grace_s - SAVE_S),
-        split_after_s=order.split_after_s,
+        split_after_s=math.inf if order.split_after_s is None else order.split_after_s,
         path=order.path,
         checkpoints=os.path.abspath("checkpoints"),
         lanes=False,

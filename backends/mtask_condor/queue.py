@@ -34,6 +34,8 @@ MOST_MESSAGES = 20_000
 """Of a batch."""
 DUE_S = 5.0
 """Messages that are due within so long of each other may share a batch."""
+GROWTH_IF_CUT = 10
+"""A job costs more than a request does, so messages may grow sooner; but only if the long ones are cut."""
 NOT_PULLED = (
     "nobody receives from HTCondor: it starts a job for each message by itself. So `mtask worker` has nothing to do "
     "here; `mtask wait BAG` or `mtask collect` records what the jobs bring back"
@@ -50,7 +52,6 @@ class CondorQueue:
         message_bytes=64 * 2**20,
         send_batch=MOST_MESSAGES,
         receive_batch=1,
-        growth=10,
         extends=False,
         workers_send=False,
         pulled=False,
@@ -58,6 +59,8 @@ class CondorQueue:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        if address.split_after_s is not None:
+            self.limits = msgspec.structs.replace(self.limits, growth=GROWTH_IF_CUT)
         self._jobs = Jobs(address)
         self._table: Table | None = None
         self._table_url: str | None = None
