@@ -153,6 +153,7 @@ class BagHandle:
 
         holds = None if where is None else parse_where(where)
         manager = self._manager
+        manager.collect()
         info = self.info
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid

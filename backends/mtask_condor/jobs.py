@@ -91,6 +91,8 @@ def _description(address: Address, batch: Batch) -> str:
         "My.MtaskBatch": quoted(batch.id),
         "My.MtaskNeeds": quoted(str(lane.requires)),
     }
+    if batch.order.table is not None:
+        commands["encrypt_input_files"] = "order.json"
     if lane.requires.memory_bytes:
         commands["request_memory"] = math.ceil(lane.requires.memory_bytes / 2**20) + WORKER_MIB
     if lane.requires.gpus:
