@@ -179,8 +179,7 @@ class BagHandle:
         self._manager.collect()
         with Bill(self._manager.queue, self._manager.table) as bill:
             bill.uid = info.uid
-            sent = repair(self._manager.queue, self._manager.table, info)
-            self._manager.flush()
+            sent = repair(self._manager.queue, self._manager.table, info) - self._manager.flush()
         return sent
 
     def cancel(self) -> None:

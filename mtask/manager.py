@@ -135,10 +135,10 @@ class Manager:
         """Does the queue's vendor run the messages itself, without workers of ours?"""
         return self._hands_out is not None
 
-    def flush(self) -> None:
-        """Where the vendor runs the messages itself: all that was sent is with it when this returns."""
-        if self._hands_out is not None:
-            self._hands_out.flush()
+    def flush(self) -> int:
+        """Where the vendor runs the messages itself: all that was sent is with it when this returns. How many of
+        the tasks that were to be sent again were left out, because it had them already."""
+        return self._hands_out.flush() if self._hands_out is not None else 0
 
     def collect(self) -> int:
         """Where the vendor runs the messages itself (HTCondor): record what has come back; how many rows.

@@ -23,6 +23,7 @@ from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import Jobs, quoted
+from mtask_condor.live import Live
 from mtask_condor.look import standing
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
@@ -69,6 +70,7 @@ class CondorQueue:
         self._bags: dict[tuple[str, int], Bag] = {}
         self._lock = threading.RLock()
         self._owner: tuple[int, int] | None = None
+        self._left_out = 0
 
     # -- HandsOut -----------------------------------------------------------------------------------
 
@@ -76,7 +78,7 @@ class CondorQueue:
         """The table that goes with it; `url`: for the nodes, if they write to it themselves."""
         self._table = table
         self._table_url = url if self.address.direct else None
-        self._collector = Collector(table, self._send_letters, self._note_removed)
+        self._collector = Collector(table, self._send_letters, self._live, self._note_removed)
 
     def check(self, spec: Spec) -> None:
         if spec.max_running is not None or spec.rate is not None:
@@ -87,8 +89,14 @@ class CondorQueue:
         if self.address.direct and self._table_url is None:
             raise UsageError("?table=direct needs a table that was opened by its URL")
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Have jobs made of all that was sent."""
+        self._make_jobs()
+        with self._lock:
+            left_out, self._left_out = self._left_out, 0
+        return left_out
+
+    def _make_jobs(self) -> None:
         with self._locked():
             fresh = [filling.seal() for filling in self._filling.values()]
             self._filling.clear()
@@ -102,7 +110,7 @@ class CondorQueue:
             collector = self._required()[1]
             recorded = collector.collect(Batch.all(self.address.folder))
         if self._filling:
-            self.flush()
+            self._make_jobs()
         return recorded
 
     def cancelled(self, bag: Bag) -> None:
@@ -122,15 +130,39 @@ class CondorQueue:
     # -- Queue --------------------------------------------------------------------------------------
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
-        """They are safe in the folder when this returns, and become jobs with `flush`, or with `close`."""
+        """They are safe in the folder when this returns, and become jobs with `flush`, or with `close`.
+
+        Of messages with `check`, tasks that are in the folder already are left out: a node could not look for others.
+        """
         due_at = time.time() + delay_s if delay_s else 0.0
         with self._lock:
             if any(message.check for message in messages):
-                self._forget_removed({message.uid for message in messages})
-            self._put(Letter(message=message, due_at=due_at) for message in messages)
+                with self._locked():
+                    self._put(self._letters_of(self._unsent(messages), due_at))
+            else:
+                self._put(self._letters_of(messages, due_at))
             full = [head for head, filling in self._filling.items() if filling.count >= MOST_MESSAGES]
             if full:
-                self.flush()
+                self._make_jobs()
+
+    @staticmethod
+    def _letters_of(messages: Iterable[Message], due_at: float) -> Iterator[Letter]:
+        return (Letter(message=message, due_at=due_at) for message in messages)
+
+    def _unsent(self, messages: Sequence[Message]) -> list[Message]:
+        """What has to be sent of them; with the lock."""
+        self._forget_removed({message.uid for message in messages})
+        with storing(self.address.folder):
+            list(abandoned(self.address.folder))
+        live = self._live()
+        found = [part for each in messages for part in (live.without(each) if each.check else [each])]
+        self._left_out += sum(each.count for each in messages) - sum(each.count for each in found)
+        return found
+
+    def _live(self) -> Live:
+        """With the lock."""
+        with storing(self.address.folder):
+            return Live.of(self.address.folder, self._filling.values())
 
     def lane(self, name: str) -> CondorQueue:
         """A message says which lane is its own, so that one object will do for all."""
@@ -172,7 +204,7 @@ class CondorQueue:
 
     def close(self) -> None:
         if self._filling:
-            self.flush()
+            self._make_jobs()
         if self._collector is not None:
             self._collector.close()
 
