@@ -2,7 +2,7 @@
 
     order.json     what they have in common, for the nodes
     head.json      the same for this side; complete (with `ranges`) from when no message is added any more
-    cluster        its number, from when it was submitted
+    cluster        its number and its schedd, from when it was submitted
     log            what HTCondor says of its jobs
     0.in, 1.in …   the messages, until their results are recorded, or they were removed
     0.out, 0.err   what the job of a message brought back, and what it complained about
@@ -189,12 +189,19 @@ class Batch:
     def cluster(self) -> int | None:
         """None: not submitted, as far as is known."""
         try:
-            return int((self.path / "cluster").read_text())
-        except (FileNotFoundError, ValueError):
+            return int((self.path / "cluster").read_text().split()[0])
+        except (FileNotFoundError, ValueError, IndexError):
             return None
 
-    def submitted(self, cluster: int) -> None:
-        _write(self.path / "cluster", str(cluster).encode())
+    def schedd(self) -> str:
+        """The full name of the one that it was submitted to; empty: not known."""
+        try:
+            return (self.path / "cluster").read_text().partition(" ")[2]
+        except FileNotFoundError:
+            return ""
+
+    def submitted(self, cluster: int, schedd: str) -> None:
+        _write(self.path / "cluster", f"{cluster} {schedd}".encode())
 
     def live(self) -> set[int]:
         """Messages that aren't done with."""
@@ -207,6 +214,13 @@ class Batch:
             return Message.decode((self.path / f"{number}.in").read_bytes())
         except FileNotFoundError:
             return None
+
+    def brought_back(self, number: int) -> bool:
+        """Did its job bring back anything?"""
+        try:
+            return (self.path / f"{number}.out").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def complaint(self, number: int) -> str:
         """The end of what the job printed as an error."""

@@ -8,7 +8,7 @@ sent is there already, in a batch that names the message as its source.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from mtask.model import Bag, BagState, Block, DeadMessage, Failure, Message, Rea
 from mtask.packing import slice_message, split_rows
 from mtask.table import Table
 from mtask_condor.batch import Batch
+from mtask_condor.census import Present
 from mtask_condor.live import Live, runs_of
 from mtask_condor.outcome import Letter, Outcome, read
 from mtask_condor.watch import Watch
@@ -60,12 +61,13 @@ class Collector:
         self._table, self._send, self._live, self._note_removed = table, send, live, note_removed
         self._watches: dict[str, Watch] = {}
 
-    def collect(self, batches: Sequence[Batch]) -> int:
-        """How many tasks were recorded. Raises BackendError; what was recorded until then stays."""
+    def collect(self, batches: Sequence[Batch], present: Mapping[str, Present]) -> int:
+        """How many tasks were recorded. `present`: what the schedd had of the batches just before, where that is
+        known. Raises BackendError; what was recorded until then stays."""
         known = {batch.id for batch in batches}
         for gone in self._watches.keys() - known:
             self._watches.pop(gone).close()
-        return sum(self._look_at(batch) for batch in batches)
+        return sum(self._look_at(batch, present.get(batch.id)) for batch in batches)
 
     def take(self, batch: Batch, numbers: Iterable[int]) -> int:
         """Record what these messages' jobs brought back; how many tasks."""
@@ -86,20 +88,24 @@ class Collector:
             watch.close()
         self._watches.clear()
 
-    def _look_at(self, batch: Batch) -> int:
+    def _look_at(self, batch: Batch, present: Present | None) -> int:
         watch = self._watches.setdefault(batch.id, Watch(batch))
         try:
             news = watch.news()
             recorded = self.take(batch, news.ended)
             if news.removed:
                 self._drop(batch, news.removed)
+            live = sorted(batch.live())
+            if news.over is not None:
+                recorded += self.take(batch, filter(batch.brought_back, live))
+                if left := batch.live():  # they never became jobs
+                    self._drop(batch, dict.fromkeys(left, news.over))
+            elif present is not None:  # its log may say nothing of it, damaged or lost
+                recorded += self.take(batch, filter(present.is_over, live))
         except BaseException:
             self._watches.pop(batch.id).close()  # to be read from the start again
             raise
-        if news.over is not None:
-            left = batch.live()
-            if left:  # they never became jobs
-                self._drop(batch, dict.fromkeys(left, news.over))
+        if news.over is not None or (present is not None and present.is_gone):
             batch.remove()
         return recorded
 

@@ -42,6 +42,10 @@ class Jobs:
         found = self._schedd.ads(constraint, attributes, clusters=True)
         return [{name: ad[name] for name in wanted if name in ad} for ad in found]
 
+    def schedd(self) -> str:
+        """Its full name."""
+        return self._schedd.full_name()
+
     def remove(self, constraint: str, why: str) -> None:
         """Jobs, and what would become jobs."""
         self._schedd.remove(constraint, why)

@@ -16,11 +16,12 @@ from typing import NoReturn
 import msgspec
 
 from mtask.errors import BackendError, BagNotFoundError, UnusableError, UsageError
-from mtask.model import Bag, Delivery, Message, Spec
+from mtask.model import Bag, BagState, Delivery, Message, Spec
 from mtask.queue import Depth, Extension, QueueLimits, Standing
 from mtask.table import Table
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
+from mtask_condor.census import Census
 from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.live import Live
@@ -63,6 +64,7 @@ class CondorQueue:
         if address.split_after_s is not None:
             self.limits = msgspec.structs.replace(self.limits, growth=GROWTH_IF_CUT)
         self._jobs = Jobs(address)
+        self._census = Census(self._jobs, address.folder)
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
@@ -108,7 +110,8 @@ class CondorQueue:
         with self._locked():
             self._recover()
             collector = self._required()[1]
-            recorded = collector.collect(Batch.all(self.address.folder))
+            batches = Batch.all(self.address.folder)
+            recorded = collector.collect(batches, self._census.of(batches))
         if self._filling:
             self._make_jobs()
         return recorded
@@ -272,7 +275,7 @@ class CondorQueue:
                 self._forget(batch.head.sources)
                 cluster = cluster_in_log(batch) or self._cluster_of(batch)
                 if cluster is not None:
-                    batch.submitted(cluster)
+                    batch.submitted(cluster, self._jobs.schedd())
                 else:
                     self._submit(batch)
 
@@ -290,7 +293,18 @@ class CondorQueue:
             owner = self._owner_of_jobs()
             if owner is not None:
                 batch.give_to(*owner)
-            batch.submitted(self._jobs.submit(batch))
+            schedd = self._jobs.schedd()
+            batch.submitted(self._jobs.submit(batch), schedd)
+
+    def _wanted(self, batch: Batch) -> bool:
+        """Not of a bag that was cancelled, also if it was taken up again, or is another one now."""
+        head = batch.head
+        try:
+            bag = self._required()[0].bag(head.bag)
+        except BagNotFoundError:
+            return False
+        same = (bag.uid, bag.generation) == (head.uid, head.generation)
+        return same and bag.state is not BagState.CANCELLED
 
     def _owner_of_jobs(self) -> tuple[int, int] | None:
         """Whose the files must be: for root, whose jobs are somebody else's."""
