@@ -118,8 +118,9 @@ class CondorQueue:
 
     def cancelled(self, bag: Bag) -> None:
         constraint = f"MtaskBag == {quoted(bag.uid)} && MtaskGeneration <= {bag.generation}"
-        self._jobs.remove(constraint, "its bag was cancelled")
-        with self._locked():
+        with self._locked():  # who sends just now has made its jobs by then, or makes none any more
+            list(abandoned(self.address.folder))
+            self._jobs.remove(constraint, "its bag was cancelled")
             for batch in Batch.all(self.address.folder):
                 if batch.head.uid == bag.uid and batch.cluster() is None:
                     batch.remove()
@@ -289,6 +290,10 @@ class CondorQueue:
         return next((int(ad["ClusterId"]) for ad in ads), None)
 
     def _submit(self, batch: Batch) -> None:
+        """With the lock. A batch that nobody wants any more goes: whoever cancels has the lock, too."""
+        if not self._wanted(batch):
+            batch.remove()
+            return
         with storing(batch.path):
             owner = self._owner_of_jobs()
             if owner is not None:
