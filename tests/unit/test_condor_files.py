@@ -26,7 +26,7 @@ from mtask.portion import Portion, line_of
 from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Present
-from mtask_condor.collector import Collector
+from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import _description, requirements_of
 from mtask_condor.live import Live, runs_of
 from mtask_condor.live import _merged as merged
@@ -44,6 +44,10 @@ EVENTS = b"".join(
     + b"\t0  -  Run Bytes Sent By Job\n" * 4
     + b"...\n"
     for number in range(2)
+)
+GONE = (
+    b"036 (007.-01.000) 2026-11-21 23:57:10 Cluster removed\n"
+    b"\tMaterialized 3 jobs from 0 items.\tComplete\n...\n"
 )
 """HTCondor Manual, "Job Event Log Codes"."""
 FAILURE = Failure(reason=Reason.RAISED, type="ValueError", message="no")
@@ -607,6 +611,24 @@ def test_logs_that_cannot_be_read(tmp_path, manager, content, ended, cluster):
     with closing(Watch(batch)) as watch:
         assert (watch.news(), cluster_in_log(batch)) == (News(ended, {}, None), cluster)
         assert watch.news() == News([], {}, None)
+
+
+def test_a_log_that_says_only_that_the_cluster_is_gone(tmp_path, manager, writing):
+    """What was brought back counts, although the event of it is lost; jobs that brought nothing were removed."""
+    if importlib.util.find_spec("htcondor2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
+    batch = batch_of(manager, tmp_path, messages(manager, 6, per_message=2))
+    writing(batch.path / "0.out").rows([Result.done("b", 0), Result.done("b", 1)])
+    writing(batch.path / "1.out").rows([Result.done("b", 2)])
+    (batch.path / "2.out").touch()
+    (batch.path / "log").write_bytes(GONE)
+    removed, letters = list[Removed](), list[Letter]()
+    made = Collector(manager.table, lambda found, _: letters.extend(found), Live, removed.extend)
+    assert made.collect([batch], {}) == 3
+    assert manager.table.recorded("b", range(6)) == {0, 1, 2}
+    assert [(each.message.first, each.message.count) for each in letters] == [(3, 1)]
+    assert [(each.first, each.count) for each in removed] == [(4, 2)]
+    assert not batch.path.exists()
 
 
 def test_nobody_receives():
