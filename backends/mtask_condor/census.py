@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtask.errors import BackendError
 from mtask_condor.batch import Batch
@@ -62,14 +62,22 @@ class Census:
         }
 
     def _present(self) -> dict[str, Present]:
-        """By the batch; one that isn't there has left the queue, whole."""
-        wanted = ("MtaskBatch", "TotalSubmitProcs", "JobMaterializeNextProcId")
-        found: dict[str, Present] = {}
-        for ad in self._jobs.ads(f"MtaskFolder == {quoted(str(self._folder))}", wanted):
-            known = found.setdefault(str(ad["MtaskBatch"]), Present(set(), math.inf))
+        """By the batch; one that isn't there has left the queue, whole.
+
+        How far each has come is asked first: what becomes a job between the two questions isn't taken for over.
+        """
+        before, now = self._ads(), self._ads()
+        found = {str(ad["MtaskBatch"]): Present(set(), math.inf) for ad in (*before, *now)}
+        for ad in before:
+            if "ProcId" not in ad and "TotalSubmitProcs" in ad:
+                name = str(ad["MtaskBatch"])
+                found[name] = Present(set(), int(ad.get("JobMaterializeNextProcId", 0)))
+        for ad in now:
             if "ProcId" in ad:
-                known.numbers.add(int(ad["ProcId"]))
-            elif "TotalSubmitProcs" in ad:
-                begun = int(ad.get("JobMaterializeNextProcId", 0))
-                found[str(ad["MtaskBatch"])] = known._replace(begun=begun)
+                found[str(ad["MtaskBatch"])].numbers.add(int(ad["ProcId"]))
         return found
+
+    def _ads(self) -> list[dict[str, Any]]:
+        """Of jobs, and of clusters, which have no ProcId."""
+        wanted = ("MtaskBatch", "TotalSubmitProcs", "JobMaterializeNextProcId")
+        return self._jobs.ads(f"MtaskFolder == {quoted(str(self._folder))}", wanted)

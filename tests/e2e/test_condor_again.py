@@ -70,6 +70,20 @@ def test_repair_sends_what_is_gone_and_nothing_else(pool, manager, marks):
     assert runs(marks) == dict.fromkeys(range(24), 1)
 
 
+def test_what_is_no_job_yet_is_neither_over_nor_sent_again(pool, manager):
+    """Of many messages only some are jobs at a time."""
+    rows = [{"x": x} for x in range(250)]
+    bag = manager.submit(rows, call="condor_tasks:double", per_message=1, tags="nowhere")
+    wait_until(lambda: len(jobs_of(pool, bag)) >= 200, "there are jobs")
+    assert len(jobs_of(pool, bag)) < 250
+    assert manager.collect() == 0
+    assert bag.repair() == 0
+    assert manager.queue.depth().ready == 250
+    (folder,) = batch_folders(manager)
+    assert len(list(folder.glob("*.in"))) == 250
+    bag.cancel()
+
+
 def test_a_submit_that_goes_on_sends_nothing_twice(pool, table, marks, tmp_path):
     """Its first messages are in the folder, but not yet noted in the table, when it is killed."""
     url = pool.url()
