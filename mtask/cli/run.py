@@ -190,7 +190,7 @@ def submit(
             print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
             runs = (
-                f"`mtask wait {bag.name}` records their results"
+                f"`mtask wait {bag.name}` records their results and, while it runs, tries again what failed"
                 if manager.hands_out
                 else f"`{starts}` runs them"
             )
