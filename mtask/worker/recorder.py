@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
+from mtask.giveback import sends_copies
 from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.portion import Portion, expanded
@@ -138,12 +139,10 @@ class Recorder(Service):
 
     def release(self, held: Held, *, delay_s: float = 0) -> None:
         """Give the message back as it is; nothing of it has begun."""
-        limits = self._queue.limits
         if held.guarded_parts:
             self.settle(held, held.unsettled)
-        elif limits.counts_releases and limits.workers_send:
-            # A release would look like the death of a worker: a copy doesn't.
-            self.hand_on(held, [held.part(0, held.message.count)], delay_s=delay_s)
+        elif sends_copies(self._queue.limits):  # as `give_back` does, but tried until it is done
+            self.hand_on(held, [held.whole()], delay_s=delay_s)
         else:
             self._put(Item(held=held, release_s=delay_s))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mtask.errors import BackendError, UnavailableError
+from mtask.giveback import give_back
 from mtask.lanes import Lanes
 from mtask.model import UNKNOWN, DeadMessage, Result, State
 from mtask.portion import Portion
@@ -295,7 +296,7 @@ class Worker:
         or whose results can't be written. After any other error the leases run out: that counts."""
         if rest := [held.delivery for held in self._keeper.held() if not (held.lost or held.let_go)]:
             with contextlib.suppress(BackendError):
-                self.queue.release(rest)
+                give_back(self.queue, rest, check=True)
 
     def _failed(self, error: BaseException) -> None:
         """A service can't go on, and the worker not without it."""
