@@ -65,7 +65,7 @@ class Inspector:
         self._queue, self._table, self._bags = queue, table, bags
         self._keeper, self._recorder, self._notes = keeper, recorder, notes
         self._on_job, self._worker, self._stopped = on_job, worker, stopped
-        self._guard = Guard(table)
+        self._guard = Guard(table, worker, notes)
         self._lease_s = lease_s
         self.next_lease_s = lease_s or DEFAULT_LEASE_S
         """What the next message is likely to want: as the last one."""
