@@ -204,10 +204,14 @@ class Dynamo:
                 if code_of(error) == "ResourceNotFoundException":
                     raise no_table(self.address) from None
                 raise
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        self.clock.saw(headers.get("date"), asked_at)
+        self.saw(answer, asked_at)
         self._count(action, answer, self._least(action, parameters, answer))
         return answer
+
+    def saw(self, answer: dict[str, Any], asked_at: float) -> None:
+        """Have the clock look at the answer to what was asked then, by our own clock."""
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        self.clock.saw(headers.get("date"), asked_at)
 
     def close(self) -> None:
         self._closed = True
