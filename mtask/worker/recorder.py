@@ -13,7 +13,7 @@ import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
 from mtask.giveback import sends_copies
-from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.portion import Portion, expanded
 from mtask.queue import Queue, send_all
@@ -63,11 +63,13 @@ class Recorder(Service):
         keeper: LeaseKeeper,
         notes: Notes,
         on_written: Callable[[Sequence[Result | Portion]], None],
+        is_gone: Callable[[Bag], bool] = lambda _: False,
     ) -> None:
-        """`on_written` is called with the rows, when what has gathered is written; they may be none."""
+        """`on_written` is called with the rows, when what has gathered is written; they may be none. `is_gone`: may another
+        bag have this one's name by now? It may raise what the table raises."""
         super().__init__("recorder")
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
-        self._on_written = on_written
+        self._on_written, self._is_gone = on_written, is_gone
         self._rows: list[Result | Portion] = []
         """Written since `on_written` was called."""
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
@@ -251,6 +253,9 @@ class Recorder(Service):
 
     def _write(self, batch: list[Item]) -> None:
         """Rows first, then messages sent, then messages deleted; together where one database holds both."""
+        bags = {item.held.bag.uid: item.held.bag for item in batch}
+        gone = {uid for uid, bag in bags.items() if self._is_gone(bag)}
+        batch = [_emptied(item) if item.held.bag.uid in gone else item for item in batch]
         settled: dict[Held, int] = defaultdict(int)
         for item in batch:
             settled[item.held] += item.settles
@@ -348,10 +353,15 @@ def _singles(item: Item) -> list[Item]:
     return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in results)]
 
 
+def _emptied(item: Item) -> Item:
+    """The same of a bag that is gone: its message is settled, and nothing comes of it."""
+    return msgspec.structs.replace(item, results=(), attempts=(), sends=())
+
+
 def _refused(item: Item, error: MtaskError) -> Item:
-    """The same with a failure in place of its result; with nothing at all when the bag is gone."""
+    """The same with a failure in place of its result."""
     if isinstance(error, BagNotFoundError):
-        return msgspec.structs.replace(item, results=(), attempts=(), sends=())
+        return _emptied(item)
     failure = Failure(
         reason=Reason.VALUE, type="refused", message=f"the table refused the result: {error}"[:4096]
     )

@@ -97,7 +97,9 @@ class Worker:
             lambda held: self._inbox.post(lambda: self._hand_over(held)),
         )
         self.limits = Limits(table, self.name, self._keeper.count)
-        self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
+        self._recorder = Recorder(
+            self.queue, table, self._keeper, self.notes, self._tell_written, self.bags.is_gone
+        )
         self._gathered = Gathered(self._recorder)
         self._receiver = Receiver(
             self.queue,
