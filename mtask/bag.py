@@ -187,6 +187,7 @@ class BagHandle:
 
         holds = None if where is None else parse_where(where)
         manager = self._manager
+        manager.collect()
         info = self.info
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
@@ -218,7 +219,7 @@ class BagHandle:
             sent = repair(self._manager.queue, self._manager.table, info)
             if info.spec.then:
                 self.then()
-            self._manager.flush()
+            sent -= self._manager.flush()
         return sent
 
     def seal(self) -> None:

@@ -114,7 +114,7 @@ class Manager:
         BagExistsError when `bag` names other tasks.
         """
         from mtask.resend import repair
-        from mtask.submitting import check_name, claim, prepare, send
+        from mtask.submitting import check_name, claim, prepare, repacked, send
 
         if bag is not None:
             check_name(bag)
@@ -139,6 +139,7 @@ class Manager:
             with Bill(self.queue, self.table) as bill:
                 claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
                 bill.uid = claimed.uid
+                prepared = repacked(prepared, claimed.spec.growth)
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
@@ -186,10 +187,10 @@ class Manager:
         """Does the queue's vendor run the messages itself, without workers of ours?"""
         return self._hands_out is not None
 
-    def flush(self) -> None:
-        """Where the vendor runs the messages itself: all that was sent is with it when this returns."""
-        if self._hands_out is not None:
-            self._hands_out.flush()
+    def flush(self) -> int:
+        """Where the vendor runs the messages itself: all that was sent is with it when this returns. How many of
+        the tasks that were to be sent again were left out, because it had them already."""
+        return self._hands_out.flush() if self._hands_out is not None else 0
 
     def collect(self) -> int:
         """Where the vendor runs the messages itself (HTCondor): record what has come back; how many rows.

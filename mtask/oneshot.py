@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mtask.errors import BackendError, MessageError
+from mtask.errors import BackendError
+from mtask.giveback import give_back
+from mtask.lanes import Lanes
 from mtask.model import Delivery, Message
 from mtask.queue import Depth, Extension, Queue, QueueLimits
 
-__all__ = ["OneShotQueue", "copy_of"]
+__all__ = ["OneShotQueue"]
 
 
 class OneShotQueue:
@@ -58,13 +60,8 @@ class OneShotQueue:
         with self._changed:
             rest = list(self._waiting)
             self._waiting.clear()
-        for delivery in rest:
-            copy = copy_of(delivery) if self.limits.counts_releases and self.limits.workers_send else None
-            if copy is None:
-                self.release([delivery])
-            else:
-                self.lane(copy.lane).send([copy]) if copy.lane else self.send([copy])
-                self.delete([delivery])
+        if rest:
+            give_back(Lanes(self), rest)
 
     # -- Queue --------------------------------------------------------------------------------------
 
@@ -186,12 +183,3 @@ def _required(behind: Queue | None) -> Queue:
     if behind is None:
         raise BackendError("this process was handed its messages, and can't send any")
     return behind
-
-
-def copy_of(delivery: Delivery) -> Message | None:
-    """To be sent in its place: it forgets no death. None for what is no message."""
-    try:
-        message = Message.decode(delivery.body)
-    except MessageError:
-        return None
-    return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1)

@@ -83,7 +83,8 @@ def repair(queue: Queue, table: Table, bag: Bag) -> int:
     """Send every task that has no row, as after the loss of a queue; returns how many.
 
     What is in the queue all the same is in it twice then: workers look for the rows of such tasks
-    before they run them, so that only one that is running just now is run twice.
+    before they run them, so that only one that is running just now is run twice. A queue that knows what is in it
+    (`HandsOut`) leaves out what it has.
     """
     # What was added to an open bag may have been submitted long after the bag.
     sent = _send_missing(queue, table, bag, expires_at=_expires_at(bag) if bag.endless else None)

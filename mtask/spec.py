@@ -151,9 +151,9 @@ def differs(there: Spec, here: Spec) -> str | None:
     """In what a stored spec differs from the one of now; None: in nothing."""
     if (there.kind, there.target) != (here.kind, here.target):
         return f"runs something else ({there.title})"
-    # "In two hours" is another time when it is said again.
-    same_time = msgspec.structs.replace(here, not_before_at=there.not_before_at)
-    if there == same_time:
+    # "In two hours" is another time when it is said again, and growth is the queue's affair: see `repacked`.
+    here = msgspec.structs.replace(here, not_before_at=there.not_before_at, growth=there.growth)
+    if there == here:
         return None
     changed = (name for name in Spec.__struct_fields__ if getattr(there, name) != getattr(here, name))
     options = ", ".join(f"{name}={getattr(there, name)} (now {getattr(here, name)})" for name in changed)

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress, groupby
 from operator import itemgetter
 from typing import IO
@@ -25,7 +25,7 @@ from mtask.binding import Binder, resolve
 from mtask.errors import BagExistsError, StorageFullError, UsageError
 from mtask.keys import Chain, Seen
 from mtask.model import COMMAND_COLUMN, Bag, BagState, Block, Message, Spec
-from mtask.packing import fit, pack
+from mtask.packing import fit, pack, split_rows
 from mtask.placing import Placing
 from mtask.queue import Queue, send_all
 from mtask.sources import Chunk, Source, encode_rows
@@ -34,7 +34,7 @@ from mtask.staging import StagingCheck, staged_columns
 from mtask.table import Table
 from mtask.template import Template, check_command_lines, check_words, shell_environment
 
-__all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "send"]
+__all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "repacked", "send"]
 
 SPOOL_MEMORY_BYTES = 8 * 1024 * 1024
 SEND_BLOCKS = 64
@@ -76,6 +76,12 @@ class Spool:
                 lane=lanes[lane],
                 then=self.then.get(number),
             )
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """The number of its lane, and the rows, of each block."""
+        self._file.seek(0)
+        for _first, _count, size, lane in self._index:
+            yield lane, self._file.read(size)
 
     def close(self) -> None:
         self._file.close()
@@ -159,6 +165,20 @@ def prepare(
         placing=placing,
         repeated=seen.repeated,
     )
+
+
+def repacked(prepared: Prepared, growth: int) -> Prepared:
+    """The same tasks, in the blocks of a bag that was begun with another `Spec.growth`: as on another queue."""
+    if prepared.spec.growth == growth:
+        return prepared
+    spec, spool = msgspec.structs.replace(prepared.spec, growth=growth), Spool()
+    spool.then = prepared.spool.then  # a bag with some has a task a block
+    blocks = ((lane, list(map(bytes, split_rows(rows)))) for lane, rows in prepared.spool.rows())
+    chunks = ((rows, [lane] * len(rows)) for lane, rows in blocks)
+    for lane, first, count, block in _packed(chunks, spec, by_row=bool(prepared.placing.by_row)):
+        spool.append(first, count, block, lane)
+    prepared.spool.close()
+    return replace(prepared, spec=spec, spool=spool)
 
 
 def _packed(

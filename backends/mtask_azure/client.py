@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -174,7 +175,10 @@ class Queues:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="mtask-azureq")
             pool = self._pool
-        return list(pool.map(ask, items))
+        futures = [
+            pool.submit(copy_context().run, ask, item) for item in items
+        ]  # on the account of this thread
+        return [future.result() for future in futures]
 
     def errors(self, action: str, on: str = "") -> AbstractContextManager[None]:
         """As `Account.errors`."""

@@ -115,7 +115,7 @@ class _Copies:
         return self._queue.lane(name)
 
     def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
-        from mtask.oneshot import copy_of
+        from mtask.giveback import copy_of
 
         for delivery in deliveries:
             copy = copy_of(delivery)

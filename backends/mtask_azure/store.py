@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from azure.core import MatchConditions
@@ -209,7 +211,7 @@ class Store:
         while found is not None:
             more = getattr(pages, "continuation_token", None) is not None
             if more and ahead:
-                future = self._pool().submit(answer)
+                future = self._started(answer)
                 yield found
                 found = future.result()
             else:
@@ -245,7 +247,7 @@ class Store:
         """Call `function` for each side by side; raises the first error when all have ended."""
         if len(each) <= 1:
             return [function(one) for one in each]
-        futures: list[Future[R]] = [self._pool().submit(function, one) for one in each]
+        futures = [self._started(partial(function, one)) for one in each]
         wait(futures)
         return [future.result() for future in futures]
 
@@ -308,6 +310,10 @@ class Store:
             if self._client is None:
                 self._client = self.account.table(self._saw)
             return self._client
+
+    def _started(self, function: Callable[[], R]) -> Future[R]:
+        """In another thread, on the account of this one."""
+        return self._pool().submit(copy_context().run, function)
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -20,7 +20,7 @@ from mtask.estimate import Load
 from mtask.fleet import FleetSpec, backlog_of
 from mtask.lanes import Lanes
 from mtask.manager import connect
-from mtask.meter import since
+from mtask.meter import Tab, since
 from mtask.model import Block, Delivery, Message
 from mtask.packing import fit, pack
 from mtask.queue import KeepsDead
@@ -100,6 +100,14 @@ class TestWhatIsAzuresAlone(AzureFixtures, QueueSteps):
         assert len({new.token for _, new in extended}) == 32
         queue.delete([new for _, new in extended] + rest)
         assert queue.depth() == (0, 0, 0)
+
+    def test_what_is_done_side_by_side_is_on_the_account_of_who_asked_for_it(self, queue: AzureQueue) -> None:
+        before = queue.meter.used()
+        with Tab([queue]) as tab:
+            queue.send(messages(10))
+            queue.delete(self.take(queue, 10))
+        assert tab.used() == since(before, queue.meter.used())
+        assert tab.used()[OPERATIONS] >= 21
 
     def test_one_that_is_woken_returns_soon(self, queue: AzureQueue) -> None:
         began_s = time.monotonic()

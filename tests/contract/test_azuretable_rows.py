@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtask.meter import Tab, since
 from mtask.model import Counts, DeadMessage, Result, State
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a_status, an_expired
 from mtask_azure import AzureTable, keys, open_table, pages
@@ -213,6 +214,15 @@ def test_more_than_a_transaction_takes_goes_in_several(table: AzureTable) -> Non
     table.record(mixed)
     assert list(table.results("bag")) == mixed
     assert table.counts("bag") == Counts(done=120)
+
+
+def test_what_is_done_side_by_side_is_on_the_account_of_who_asked_for_it(table: AzureTable) -> None:
+    before = table.meter.used()
+    with Tab([table]) as tab:
+        table.record([a_portion([a_done(index) for index in range(3000)])])
+        table.counts("bag")
+        assert len(list(table.results("bag"))) == 3000
+    assert tab.used() == since(before, table.meter.used())
 
 
 # -- transactions that fail in part -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtask.errors import BackendError, UnavailableError
+from mtask.meter import Tab, since
 from mtask.model import Counts, Result
 from mtask.paged import Tally
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a_status
@@ -48,6 +49,16 @@ def small(index: int) -> Result:
 
 def used(table: DynamoTable, unit: str) -> float:
     return table.meter.used().get(unit, 0.0)
+
+
+def test_what_is_done_side_by_side_is_on_the_account_of_who_asked_for_it(table: DynamoTable) -> None:
+    before = table.meter.used()
+    with Tab([table]) as tab:
+        table.put_blocks([a_block(number) for number in range(5)])
+        table.record([a_portion([small(index) for index in range(1000)])])
+        table.counts("bag")
+        assert len(list(table.results("bag"))) == 1000
+    assert tab.used() == since(before, table.meter.used())
 
 
 @pytest.mark.parametrize("portion", [64, 50, 500])

@@ -18,9 +18,9 @@ from azure.functions.queue import QueueMessageInConverter
 import mtask_azure
 from mtask.bag import BagHandle
 from mtask.errors import MtaskError, UsageError
+from mtask.giveback import copy_of
 from mtask.manager import Manager, connect
 from mtask.model import Delivery, State
-from mtask.oneshot import copy_of
 from mtask.registry import make
 from mtask_azure import serverless
 from tests.servers.azure import ACCOUNT, Azurite
