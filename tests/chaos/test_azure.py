@@ -55,16 +55,16 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
-    bag = site.submit("work", 600, lease_s=10, per_message=20, seconds=0.01)
+    bag = site.submit("work", 400, lease_s=10, per_message=20, seconds=0.01)
     workers = [site.start_worker("-j", "2") for _ in range(3)]
     wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
     workers[0].kill()
     wait_for(bag.finished, "all tasks have ended", timeout_s=90)
-    assert [result.value for result in check(bag)] == list(range(600))
+    assert [result.value for result in check(bag)] == list(range(400))
     twice = Counter(begin.task for begin in site.begins())
     killed = site.begun(workers[0])
     assert {task for task, times in twice.items() if times > 1} <= killed
-    assert set(twice) == set(range(600))
+    assert set(twice) == set(range(400))
     for worker in workers[1:]:
         worker.terminate()
         assert worker.exit_code(timeout_s=40) == 0, worker.said()
@@ -129,10 +129,10 @@ def test_throttling_is_waited_out_with_one_warning(site: Site, azurite: Azurite)
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
     print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=120, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
+    plan = Plan(seed=SEED, tasks=80, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
     storm = Storm(tmp_path, plan, urls)
     try:
-        storm.rage(6)
+        storm.rage(4)
         storm.calm(timeout_s=90)
         wrongs = storm.wrongs()
         print(storm.figures())
@@ -152,7 +152,7 @@ def test_a_table_that_is_away_for_a_while(
         point_at(server.connection(), monkeypatch)
         site = Site(tmp_path, made(f"azureq://{ACCOUNT}/reads", tmp_path))
         try:
-            bag = site.submit("work", 200, lease_s=60, per_message=10, seconds=0.05)
+            bag = site.submit("work", 120, lease_s=60, per_message=10, seconds=0.05)
             worker = site.start_worker("-j", "2")
             wait_for(lambda: bag.counts().done > 20, "some are recorded", timeout_s=120)
             server.stop("table")
@@ -161,9 +161,9 @@ def test_a_table_that_is_away_for_a_while(
             assert worker.alive
             server.start("table")
             wait_for(bag.finished, "it goes on", timeout_s=120)
-            assert [result.value for result in check(bag)] == list(range(200))
+            assert [result.value for result in check(bag)] == list(range(120))
             assert len(site.begins()) > before
-            assert Counter(begin.task for begin in site.begins()) == Counter(range(200))
+            assert Counter(begin.task for begin in site.begins()) == Counter(range(120))
             worker.terminate()
             assert worker.exit_code(timeout_s=60) == 0, worker.said()
         finally:
