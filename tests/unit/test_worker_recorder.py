@@ -40,7 +40,7 @@ class Bench:
             self.keeper,
             notes,
             lambda _: None,
-            Bags(self.table).is_gone,  # type: ignore[arg-type]
+            is_gone=Bags(self.table).is_gone,  # type: ignore[arg-type]
         )
         self.errors: list[BaseException] = []
         self.recorder.on_failure = self.errors.append
