@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,3 +154,24 @@ def check(bag: BagHandle) -> list[Result]:
     assert [result.index for result in results] == list(range(counts.total))
     assert (counts.ended, counts.left) == (counts.total, 0)
     return results
+
+
+def one_of_three_is_killed(
+    site: Site, tasks: int, *, lease_s: float = 10, seconds: float = 0.01, **options: Any
+) -> None:
+    """Each task has its row, only those of the worker that was killed ran twice, and the others end in order."""
+    bag = site.submit("work", tasks, lease_s=lease_s, seconds=seconds, **options)
+    killed = site.start_worker("-j", "2")
+    wait_for(lambda: site.begun(killed), "it works", timeout_s=60)
+    others = [site.start_worker("-j", "2") for _ in range(2)]
+    killed.kill()
+    assert not bag.finished()
+    wait_for(bag.finished, "all tasks have ended", timeout_s=120)
+    assert [result.value for result in check(bag)] == list(range(tasks))
+    times = Counter(begin.task for begin in site.begins())
+    assert {task for task, number in times.items() if number > 1} <= site.begun(killed)
+    assert set(times) == set(range(tasks))
+    for worker in others:
+        worker.terminate()
+        assert worker.exit_code(timeout_s=40) == 0, worker.said()
+    assert list(site.manager.table.dead()) == []

@@ -15,7 +15,7 @@ import pytest
 
 from mtask.model import State
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, wait_for
+from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
 from tests.chaos.storm import ALL, Plan, Storm
 from tests.servers.proxy import Answer, Proxy, Request, error, proxy_to
 
@@ -48,20 +48,7 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
-    bag = site.submit("work", 2000, lease_s=15, per_message=20, seconds=0.01)
-    workers = [site.start_worker("-j", "2") for _ in range(3)]
-    wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
-    workers[0].kill()
-    wait_for(bag.finished, "all tasks have ended", timeout_s=90)
-    assert [result.value for result in check(bag)] == list(range(2000))
-    twice = Counter(begin.task for begin in site.begins())
-    killed = site.begun(workers[0])
-    assert {task for task, times in twice.items() if times > 1} <= killed
-    assert set(twice) == set(range(2000))
-    for worker in workers[1:]:
-        worker.terminate()
-        assert worker.exit_code() == 0, worker.said()
-    assert list(site.manager.table.dead()) == []
+    one_of_three_is_killed(site, 2000, lease_s=15, per_message=20)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from mtask.model import State
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, wait_for
+from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
 from tests.chaos.storm import ALL, Plan, Storm
 from tests.servers.postgres import Postgres
 
@@ -44,27 +44,15 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
-    bag = site.submit("work", 2000, lease_s=5, seconds=0.01)
-    workers = [site.start_worker("-j", "2") for _ in range(3)]
-    wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
-    workers[0].kill()
-    wait_for(bag.finished, "all tasks have ended", timeout_s=90)
-    assert [result.value for result in check(bag)] == list(range(2000))
-    twice = Counter(begin.task for begin in site.begins())
-    assert {task for task, times in twice.items() if times > 1} <= site.begun(workers[0])
-    assert set(twice) == set(range(2000))
-    for worker in workers[1:]:
-        worker.terminate()
-        assert worker.exit_code() == 0, worker.said()
-    assert list(site.manager.table.dead()) == []
+    one_of_three_is_killed(site, 2000, lease_s=5)
 
 
 @pytest.mark.parametrize("how", ["the server is restarted", "a backend is killed"])
 def test_a_server_that_dies_in_the_middle_loses_nothing(site: Site, postgres: Postgres, how: str) -> None:
     """Not even a lease: it is on the disk. So each task runs once."""
-    bag = site.submit("work", 1000, lease_s=60, seconds=0.01)
+    bag = site.submit("work", 1000, lease_s=60, seconds=0.02)
     workers = [site.start_worker("-j", "2") for _ in range(2)]
-    wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
+    wait_for(lambda: any(site.begun(worker) for worker in workers), "a worker works", timeout_s=60)
     if how == "a backend is killed":
         (pid,) = postgres.ask(
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'mtask' AND query NOT LIKE 'LISTEN%'"
