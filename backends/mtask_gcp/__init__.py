@@ -8,4 +8,15 @@ names an emulator.
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from mtask_gcp.prices import PRICES, queue_units
+from mtask_gcp.queue import PubSubQueue
+from mtask_gcp.setup_queue import make_queue
+
+__all__ = ["PRICES", "WORKER_ENVIRONMENT", "PubSubQueue", "make_queue", "open_queue", "queue_units"]
+
+WORKER_ENVIRONMENT = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "PUBSUB_EMULATOR_HOST")
+
+
+def open_queue(url: str) -> PubSubQueue:
+    """Raises UsageError for a URL that can't be used, UnusableError where there is no such queue or no right to it."""
+    return PubSubQueue.open(url)
