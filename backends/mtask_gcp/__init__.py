@@ -8,11 +8,20 @@ names an emulator.
 
 from __future__ import annotations
 
+from mtask_gcp.doctor import diagnose
 from mtask_gcp.prices import PRICES, queue_units
 from mtask_gcp.queue import PubSubQueue
 from mtask_gcp.setup_queue import make_queue
 
-__all__ = ["PRICES", "WORKER_ENVIRONMENT", "PubSubQueue", "make_queue", "open_queue", "queue_units"]
+__all__ = [
+    "PRICES",
+    "WORKER_ENVIRONMENT",
+    "PubSubQueue",
+    "diagnose",
+    "make_queue",
+    "open_queue",
+    "queue_units",
+]
 
 WORKER_ENVIRONMENT = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "PUBSUB_EMULATOR_HOST")
 

@@ -41,6 +41,8 @@ OPTIONS = (
 ALIVE = (("grpc.keepalive_time_ms", 30_000),)
 """So that a connection that has died is noticed. The emulator refuses such questions."""
 
+from_grpc_error: Any = exceptions.from_grpc_error
+
 BUSY = (
     exceptions.Aborted,
     exceptions.Cancelled,
@@ -109,7 +111,7 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            self._raise(exceptions.from_grpc_error(error), permission, on)
+            self._raise(from_grpc_error(error), permission, on)
         except exceptions.GoogleAPICallError as error:
             self._raise(error, permission, on)
         except DefaultCredentialsError:

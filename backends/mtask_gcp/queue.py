@@ -48,7 +48,7 @@ LIMITS = QueueLimits(
     receive_batch=PULL,
     lease_s=LEASE_S,
     delay_s=7 * 86_400.0,
-    wait_s=20.0,
+    wait_s=10.0,  # so long does one who is to stop wait on; each request costs next to nothing
     knows_depth=False,
 )
 LIGHT_S = 1200.0

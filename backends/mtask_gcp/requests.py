@@ -7,7 +7,7 @@ Google's client, which would try for a minute while leases run out: mtask's engi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -47,6 +47,8 @@ PAUSE_S = 0.2
 CONSUME = "pubsub.subscriptions.consume"
 PUBLISH = "pubsub.topics.publish"
 
+from_grpc_error: Any = exceptions.from_grpc_error
+to_grpc_metadata: Any = routing_header.to_grpc_metadata
 _PublishRequest: Any = types.PublishRequest.pb()
 _PubsubMessage: Any = types.PubsubMessage.pb()
 _PullRequest: Any = types.PullRequest.pb()
@@ -129,11 +131,12 @@ class Requests:
         )
         self.meter.add("pubsub extensions", 1)
 
-    def persist(self, what: Any, *arguments: Any) -> None:
+    def persist(self, what: Callable[..., None], *arguments: Any) -> None:
         """Call it again, with pauses, when it fails for a while. Raises what it raises at last."""
         for number in range(TRIES):
             try:
-                return what(*arguments)
+                what(*arguments)
+                return
             except UnavailableError:
                 if number == TRIES - 1:
                     raise
@@ -146,15 +149,15 @@ class Requests:
             transport: Any = getattr(self.client, client).transport
             try:
                 return getattr(transport, method)(
-                    request, timeout=timeout_s, metadata=[routing_header.to_grpc_metadata({field: on})]
+                    request, timeout=timeout_s, metadata=[to_grpc_metadata({field: on})]
                 )
             except ValueError as error:
                 # gRPC's word for a channel that was closed meanwhile.
                 raise BackendError(f"{on}: {error}") from None
             except grpc.RpcError as problem:
-                error = exceptions.from_grpc_error(problem)
-                _look_for_ids(error)
-                if isinstance(error, exceptions.DeadlineExceeded):
+                answer = from_grpc_error(problem)
+                _look_for_ids(answer)
+                if isinstance(answer, exceptions.DeadlineExceeded):
                     raise _TimeoutError(f"{on}: no answer within {timeout_s:g} s") from None
                 raise
 

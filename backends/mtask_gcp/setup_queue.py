@@ -93,8 +93,10 @@ def make_lane(client: Client, address: Address, lane: str) -> None:
     else:
         if found.topic == topic_path(address, name):
             return
-        with client.errors("pubsub.subscriptions.delete", path):
-            client.subscriber.delete_subscription(subscription=path, timeout=REQUEST_S, retry=None)
+        raise UnusableError(
+            f"{path} is a subscription of {found.topic}, and gets nothing of what is sent; delete it, and send what was in "
+            "it with `mtask repair BAG`"
+        )
     try:
         main = _look(client, subscription_path(address, physical(address)))
     except MissingError:
