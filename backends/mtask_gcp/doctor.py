@@ -67,7 +67,7 @@ def _identity(address: Address) -> Iterator[Finding]:
         yield Finding("credentials", True, f"{EMULATOR} is set: an emulator at {host}, which needs none")
         return
     try:
-        credentials, project = google.auth.default()  # type: ignore[no-untyped-call]
+        credentials, project = google.auth.default()
     except GoogleAuthError as error:
         todo = (
             "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account, "

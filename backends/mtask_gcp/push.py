@@ -131,13 +131,14 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
     if due.kind is Kind.ANEW:
         main.publish_anew(due.envelope)
         return _Answer(DONE)
-    queue = OneShotQueue([delivery], main)
+    queue, trouble = OneShotQueue([delivery], main), ""
     try:
         Worker(queue, manager.table, _options(left_s), name=_NAME).run(until=queue.settled)
-    finally:
         queue.give_back_rest()
+    except MtaskError as error:
+        trouble = str(error)
     # What was given back was published anew: this one is done with.
-    return _Answer(DONE if not queue.undone() or delivery.token.lease.ended else AGAIN)
+    return _Answer(DONE if not queue.undone() or delivery.token.lease.ended else AGAIN, trouble)
 
 
 def _urls(subscription: str) -> tuple[str, str]:
@@ -199,7 +200,7 @@ def _number(name: str) -> int | None:
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Cloud Run logs each request itself."""
 
 
