@@ -48,11 +48,13 @@ LIMITS = QueueLimits(
     receive_batch=PULL,
     lease_s=LEASE_S,
     delay_s=7 * 86_400.0,
-    wait_s=10.0,  # so long does one who is to stop wait on; each request costs next to nothing
+    wait_s=20.0,
     knows_depth=False,
 )
 LIGHT_S = 1200.0
 """What is delayed for longer is looked at, and billed, again and again: it leaves its rows in the table."""
+PULL_S = 3.0
+"""A longer wait is several requests, so that one who is to stop stops soon; they cost next to nothing."""
 LEAST_WAIT_S = 0.05
 LOOK_S = 5.0
 """Of a receive that doesn't wait: so long does it put off what is early, to find something else."""
@@ -63,8 +65,8 @@ PAUSES_S = (0.05, 0.5)
 class PubSubQueue:
     """A topic and its subscription, or a lane of them. Messages may come twice, and in any order.
 
-    `wake` ends only a pause between two requests: what a request that is broken off had taken would be held by nobody
-    until its deadline.
+    `wake` has a `receive` end with its present request: what a request that is broken off had taken would be held by nobody
+    until the subscription's deadline.
     """
 
     limits = LIMITS
@@ -151,7 +153,7 @@ class PubSubQueue:
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
             try:
-                got = self._requests.pull(self.subscription, max_messages, left_s)
+                got = self._requests.pull(self.subscription, max_messages, min(left_s, PULL_S))
             except MissingError:
                 if not self._lane:
                     raise self._no_queue() from None

@@ -19,8 +19,8 @@ from mtask_gcp.names import address_of, physical, subscription_path, topic_path
 __all__ = ["ATTEMPTS", "RETENTION_S", "find_subscription", "make_lane", "make_queue"]
 
 ATTEMPTS = 100
-ACK_S = 60
-"""The deadline of what was pulled until mtask sets its own, at once."""
+ACK_S = 20
+"""The deadline of what was pulled until mtask sets its own, at once. So what comes with an answer that gets lost waits no longer."""
 DEAD_ACK_S = 600
 RETENTION_S = 7 * 86_400
 """What was in the queue for longer is found by `mtask repair`. Google bills the storage of what waits for more than a day."""
