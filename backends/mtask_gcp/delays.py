@@ -9,7 +9,9 @@ looked at `LOOKS` times is published anew with the rest of its delay, before it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from mtask_gcp.names import Envelope
 from mtask_gcp.setup_queue import ATTEMPTS
 from mtask_gcp.tokens import Token
 
-__all__ = ["LOOKS", "Due", "Kind", "Received", "sort_out"]
+__all__ = ["LOOKS", "Due", "Kind", "Received", "ServerTime", "sort_out"]
 
 LOOKS = ATTEMPTS // 2
 
@@ -74,3 +76,22 @@ def sort_out(received: Received, now: float) -> Due:
     early_s = max(0.0, received.published_at + envelope.delay_s - now)
     kind = Kind.EARLY if early_s > 0 and received.attempt < LOOKS else Kind.ANEW
     return Due(kind, received.ack_id, envelope._replace(delay_s=early_s), early_s, deliveries)
+
+
+class ServerTime:
+    """Google's time is never before the publish time of what it has delivered: so a clock of this host that was set back
+    hides nothing for long."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._ahead_s = float("-inf")
+        """By so much Google's clock is at least ahead of the monotonic one."""
+
+    def saw(self, published_at: float) -> None:
+        with self._lock:
+            self._ahead_s = max(self._ahead_s, published_at - time.monotonic())
+
+    def now(self) -> float:
+        """UTC."""
+        with self._lock:
+            return max(self._clock(), self._ahead_s + time.monotonic())

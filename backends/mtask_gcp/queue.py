@@ -22,7 +22,7 @@ from mtask.queue import Depth, Extension, QueueLimits
 from mtask_gcp.address import Address
 from mtask_gcp.client import Client, MissingError
 from mtask_gcp.dead import dead_messages
-from mtask_gcp.delays import Due, Kind, Received, sort_out
+from mtask_gcp.delays import Due, Kind, Received, ServerTime, sort_out
 from mtask_gcp.names import Envelope, address_of, physical, subscription_path, topic_path
 from mtask_gcp.requests import (
     ACK_BYTES,
@@ -84,6 +84,7 @@ class PubSubQueue:
         self.topic = topic_path(address, self.name)
         self.subscription = subscription_path(address, self.name)
         self._requests, self._lane, self._clock = requests, lane, clock
+        self._time = ServerTime()
         self._closed = threading.Event()
         self._pausing, self._woken = threading.Condition(), 0
 
@@ -173,7 +174,9 @@ class PubSubQueue:
         """Of what was pulled, that whose time has come, leased; the rest is put off."""
         if not received:
             return []
-        sorted_out = [sort_out(Received.of(each), time.time()) for each in received]
+        found = [Received.of(each) for each in received]
+        self._time.saw(max(each.published_at for each in found))
+        sorted_out = [sort_out(each, self._time.now()) for each in found]
         ready = [each for each in sorted_out if each.kind is Kind.READY]
         taken = self._lease(ready, lease_s)
         self._put_off([each for each in sorted_out if each.kind is not Kind.READY])
@@ -223,7 +226,7 @@ class PubSubQueue:
 
     def handed(self, received: Received, lease_s: float) -> tuple[Due, Delivery]:
         """A message that was pushed to this process, which may hold it for so long."""
-        due = sort_out(received, time.time())
+        due = sort_out(received, self._time.now())
         return due, due.delivery(Lease("", self._clock() + lease_s).token())
 
     def publish_anew(self, envelope: Envelope) -> None:

@@ -24,7 +24,7 @@ from mtask.testing.queue_steps import QueueSteps
 from mtask.testing.samples import a_message, a_message_of_bytes, index_of, messages
 from mtask_gcp import PubSubQueue, make_queue, open_queue
 from mtask_gcp.client import Client
-from mtask_gcp.delays import LOOKS, Kind, Received, sort_out
+from mtask_gcp.delays import LOOKS, Kind, Received, ServerTime, sort_out
 from mtask_gcp.names import Envelope, address_of, physical
 from mtask_gcp.prices import billed
 from mtask_gcp.purge import main as purge
@@ -335,6 +335,15 @@ def test_names() -> None:
     assert physical(address, dead=True) == "reads-dead" != physical(address, "dead")
     with pytest.raises(UsageError, match="letters and digits"):
         physical(address, "a/b")
+
+
+def test_a_clock_that_was_set_back_is_seen_through() -> None:
+    clock = ServerTime(lambda: 1000.0)
+    assert clock.now() == 1000
+    clock.saw(4600.0)
+    clock.saw(4000.0)
+    assert 4600 <= clock.now() < 4610
+    assert ServerTime(lambda: 1e10).now() == 1e10
 
 
 def test_the_limits_say_what_is_true(pubsub: Emulator) -> None:
