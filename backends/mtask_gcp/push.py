@@ -1,7 +1,8 @@
 """A WSGI application that runs the messages that Pub/Sub pushes to it, for Cloud Run: `python -m mtask_gcp.push`.
 
 One message a request, as one-shot delivery: the answer 204 acknowledges it, 503 sends it to another request. The format of
-requests, and what answers mean: https://cloud.google.com/pubsub/docs/push. Cloud Run checks who calls; this doesn't.
+requests, and what answers mean: https://cloud.google.com/pubsub/docs/push. Cloud Run checks who calls; this doesn't. Told to stop
+(SIGTERM, 10 s ahead), the server gives back what it runs, and ends.
 
     MTASK_QUEUE, MTASK_TABLE    as everywhere
     MTASK_SLOTS                 tasks at a time; by default as many as there are CPUs
@@ -17,6 +18,7 @@ import binascii
 import functools
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import threading
@@ -35,6 +37,7 @@ from mtask_gcp.names import physical, subscription_path
 if TYPE_CHECKING:
     from mtask.manager import Manager
     from mtask.worker.options import Options
+    from mtask.worker.supervisor import Worker
     from mtask_gcp.queue import PubSubQueue
 
 __all__ = ["app", "main"]
@@ -53,6 +56,10 @@ DONE, AGAIN = "204 No Content", "503 Service Unavailable"
 _NAME = f"push-{os.environ.get('K_SERVICE', '')}-{secrets.token_hex(4)}".replace("--", "-")
 """Of the worker, as long as this process lives."""
 _one_at_a_time = threading.Lock()
+_working: list[Worker] = []
+"""Those that run something, for who is told to stop."""
+STOP_S = 4.0
+"""What runs may take so long to end then."""
 
 
 class _Message(msgspec.Struct, rename="camel"):
@@ -132,11 +139,15 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
         main.publish_anew(due.envelope)
         return _Answer(DONE)
     queue, trouble = OneShotQueue([delivery], main), ""
+    worker = Worker(queue, manager.table, _options(left_s), name=_NAME)
+    _working.append(worker)
     try:
-        Worker(queue, manager.table, _options(left_s), name=_NAME).run(until=queue.settled)
+        worker.run(until=queue.settled)
         queue.give_back_rest()
     except MtaskError as error:
         trouble = str(error)
+    finally:
+        _working.remove(worker)
     # What was given back was published anew: this one is done with.
     return _Answer(DONE if not queue.undone() or delivery.token.lease.ended else AGAIN, trouble)
 
@@ -205,17 +216,27 @@ class _Quiet(WSGIRequestHandler):
 
 
 def main() -> int:
-    """Serve at PORT of all addresses, as Cloud Run wants it, until the process is ended."""
+    """Serve at PORT of all addresses, as Cloud Run wants it, until told to stop."""
+    stopping = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stopping.set()
+        if not _working:
+            raise SystemExit(0)
+        for worker in _working:
+            worker.drain("told to stop", grace_s=STOP_S)
+
     try:
         port = _number("PORT") or 8080
-        with make_server("", port, app, handler_class=_Quiet) as server:
-            print(f"mtask: listening at port {server.server_port}", file=sys.stderr, flush=True)
-            server.serve_forever()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    with make_server("", port, app, handler_class=_Quiet) as server:
+        print(f"mtask: listening at port {server.server_port}", file=sys.stderr, flush=True)
+        while not stopping.is_set():
+            server.handle_request()
     return 0
 
 

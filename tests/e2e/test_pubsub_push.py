@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -50,6 +51,7 @@ class Endpoint:
 
     def __init__(self, url: str, manager: Manager, place: str, log: Path) -> None:
         self.url, self.manager, self.place, self._log = url, manager, place, log
+        self.process: subprocess.Popen[bytes] | None = None
         address = address_of(url)
         self.subscription = subscription_path(address, address.name)
 
@@ -120,8 +122,10 @@ def endpoint(pubsub: Emulator, tmp_path: Path, request: pytest.FixtureRequest) -
         patch.setenv(name, value)
     patch.syspath_prepend(str(tmp_path))
     server = running([sys.executable, "-m", "mtask_gcp.push"], lambda: answers(place), log)
-    with patch.context(), connect(url, table) as manager, server:
-        yield Endpoint(url, manager, place, log)
+    with patch.context(), connect(url, table) as manager, server as process:
+        endpoint = Endpoint(url, manager, place, log)
+        endpoint.process = process
+        yield endpoint
     patch.undo()
     sys.modules.pop("push_tasks", None)
     print(log.read_text())
@@ -189,6 +193,27 @@ def test_what_there_is_no_time_for_goes_to_another_request(endpoint: Endpoint) -
         [*ended, *(index for each in rest for index in range(each.first, each.first + each.count))]
     ) == [0, 1]
     assert rest
+
+
+def test_one_that_is_told_to_stop_gives_back_what_it_runs(endpoint: Endpoint) -> None:
+    bag = endpoint.submit("slow", 1)
+    (body,) = endpoint.messages()
+    server = endpoint.process
+    assert server is not None
+
+    def stop() -> None:
+        while not any(worker.running for worker in endpoint.manager.table.workers()):
+            time.sleep(0.02)
+        server.terminate()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert endpoint.push(body) == 204
+    thread.join()
+    assert server.wait(10) == 0
+    (again,) = map(Message.decode, endpoint.messages())
+    assert (again.first, again.attempt, again.deaths) == (0, 0, 0)
+    assert bag.counts().ended == 0
 
 
 def test_users_code_runs_without_the_clients_of_google(endpoint: Endpoint) -> None:
