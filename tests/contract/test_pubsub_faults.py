@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -247,6 +249,13 @@ def test_every_permission_that_is_needed_is_in_the_roles_and_no_other(pubsub: Em
             each.delete([new for _, new in each.extend(taken, lease_s=5).extended])
         list(queue.dead())
     assert needed(proxy) == set(GRANTS["worker"]) == set(GRANTS["manager"])
+
+
+@pytest.mark.parametrize("role", ["setup", "worker"])
+def test_the_documentation_has_the_same_roles(role: str) -> None:
+    text = (Path(__file__).parents[2] / "docs/backends/gcp.md").read_text()
+    command = text.partition(f"<!-- role: {role} -->")[2].split("\n\n")[1]
+    assert re.findall(r"pubsub\.\w+\.\w+", command) == list(GRANTS[role])
 
 
 def needed(proxy: Proxy) -> set[str]:
