@@ -140,7 +140,6 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
         return _Answer(DONE)
     queue, trouble = OneShotQueue([delivery], main), ""
     worker = Worker(queue, manager.table, _options(left_s), name=_NAME)
-    main.count_push(due.envelope)  # now that somebody has an eye on what is used
     _working.append(worker)
     try:
         worker.run(until=queue.settled)

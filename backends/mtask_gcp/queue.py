@@ -229,10 +229,6 @@ class PubSubQueue:
         due = sort_out(received, self._time.now())
         return due, due.delivery(Lease("", self._clock() + lease_s).token())
 
-    def count_push(self, envelope: Envelope) -> None:
-        """It is billed like a pull."""
-        self._requests.pushed(envelope)
-
     def publish_anew(self, envelope: Envelope) -> None:
         """For one who will end the original. Raises BackendError."""
         self._check_open()

@@ -115,10 +115,6 @@ class Requests:
         self._count("pubsub pulls", len(found), size)
         return found
 
-    def pushed(self, envelope: Envelope) -> None:
-        """Somebody was pushed this, which is billed like a pull."""
-        self._count("pubsub pushes", 1, _payload(envelope))
-
     def acknowledge(self, subscription: str, ack_ids: Sequence[str]) -> None:
         """One batch. Raises AckError, and as `Client.errors`."""
         request = _AcknowledgeRequest(subscription=subscription, ack_ids=ack_ids)
