@@ -249,7 +249,7 @@ class PubSubQueue:
     def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
         result = Extension([], [])
         held, seconds = self._held(deliveries, result.lost), _whole(lease_s)
-        fault: UnavailableError | None = None
+        fault: BackendError | None = None
         for run in self._ack_batches([lease_of(each).ack_id for each in held]):
             batch, asked_s = [held[number] for number in run], self._clock()
             final, passing = set[str](), set[str]()
@@ -259,8 +259,8 @@ class PubSubQueue:
                 final = {lease_of(each).ack_id for each in batch}
             except AckError as error:
                 final, passing = error.final, error.passing
-            except UnavailableError as error:
-                fault = error
+            except BackendError as error:
+                fault = error  # the others' new tokens must not be lost with it
                 continue
             for delivery in batch:
                 lease = lease_of(delivery)
@@ -295,16 +295,17 @@ class PubSubQueue:
         for lease in [each for each in map(lease_of, held) if not each.ack_id]:
             lease.end()
         by_id.pop("", None)
+        ids: list[str] = list(by_id)
         fault: BackendError | None = None
-        for run in self._ack_batches(list(by_id)):
-            batch, passing = [list(by_id)[number] for number in run], set[str]()
+        for run in self._ack_batches(ids):
+            batch, passing = [ids[number] for number in run], set[str]()
             try:
                 self._acknowledge(batch)
             except MissingError:
                 pass
             except AckError as error:
                 passing = error.passing
-            except UnavailableError as error:
+            except BackendError as error:
                 fault = error
                 continue
             for ack_id in batch:

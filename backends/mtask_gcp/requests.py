@@ -39,8 +39,8 @@ REQUEST_S = 30.0
 """A request that takes longer has failed."""
 SETTLE_S = 10.0
 """The same of one about leases: they are extended often enough to try again."""
-AT_ONCE_S = 0.05
-"""A wait that is shorter is none."""
+AT_ONCE_S = 0.5
+"""A wait that is shorter is none: a request that ends before its answer can come leaves messages that nobody holds."""
 TRIES = 3
 PAUSE_S = 0.2
 
@@ -91,9 +91,8 @@ class Requests:
         at_once = wait_s < AT_ONCE_S
         request = _PullRequest(subscription=subscription, max_messages=min(most, PULL))
         if at_once:
-            request.return_immediately = (
-                True  # "discouraged"; but nothing else looks into a lane without waiting
-            )
+            # "Discouraged"; but nothing else looks into a lane without waiting.
+            request.return_immediately = True
         started_s = time.monotonic()
         try:
             answer = self._ask(
