@@ -51,6 +51,8 @@ LIMITS = QueueLimits(
     wait_s=20.0,
     knows_depth=False,
 )
+LEAST_ACK_S = 10
+"""The shortest deadline that a subscription can have."""
 LIGHT_S = 1200.0
 """What is delayed for longer is looked at, and billed, again and again: it leaves its rows in the table."""
 PULL_S = 3.0
@@ -85,6 +87,8 @@ class PubSubQueue:
         self.subscription = subscription_path(address, self.name)
         self._requests, self._lane, self._clock = requests, lane, clock
         self._time = ServerTime()
+        self._first_s = float(LEAST_ACK_S)
+        """The subscription's own deadline: so long is what was pulled held at first."""
         self._closed = threading.Event()
         self._pausing, self._woken = threading.Condition(), 0
 
@@ -102,6 +106,8 @@ class PubSubQueue:
             requests.client.close()
             raise
         queue = cls(address, requests, clock=clock)
+        if found is not None:
+            queue._first_s = float(found.ack_deadline_seconds)
         if found is not None and not found.dead_letter_policy.dead_letter_topic:
             queue.limits = msgspec.structs.replace(LIMITS, counts_deliveries=False)
         return queue
@@ -153,6 +159,7 @@ class PubSubQueue:
         pause_s, woken = PAUSES_S[0], self._woken
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
+            asked_s = self._clock()
             try:
                 got = self._requests.pull(self.subscription, max_messages, min(left_s, PULL_S))
             except MissingError:
@@ -160,7 +167,7 @@ class PubSubQueue:
                     raise self._no_queue() from None
                 self._pause(left_s, woken)  # it was removed: there is nothing in it
                 return []
-            taken = self._take(got, lease_s)
+            taken = self._take(got, lease_s, asked_s + self._first_s)
             now_s = time.monotonic()
             if taken or self._woken != woken or (now_s >= deadline_s - LEAST_WAIT_S and not got):
                 return taken
@@ -170,20 +177,21 @@ class PubSubQueue:
                 self._pause(min(pause_s, deadline_s - now_s), woken)
                 pause_s = min(2 * pause_s, PAUSES_S[1])
 
-    def _take(self, received: Sequence[Any], lease_s: float) -> list[Delivery]:
-        """Of what was pulled, that whose time has come, leased; the rest is put off."""
+    def _take(self, received: Sequence[Any], lease_s: float, until_s: float) -> list[Delivery]:
+        """Of what was pulled, and is held until then, that whose time has come, leased; the rest is put off."""
         if not received:
             return []
         found = [Received.of(each) for each in received]
         self._time.saw(max(each.published_at for each in found))
         sorted_out = [sort_out(each, self._time.now()) for each in found]
         ready = [each for each in sorted_out if each.kind is Kind.READY]
-        taken = self._lease(ready, lease_s)
+        taken = self._lease(ready, lease_s, until_s)
         self._put_off([each for each in sorted_out if each.kind is not Kind.READY])
         return taken
 
-    def _lease(self, ready: Sequence[Due], lease_s: float) -> list[Delivery]:
-        """Raises UnavailableError: then they come again after the subscription's own deadline."""
+    def _lease(self, ready: Sequence[Due], lease_s: float, until_s: float) -> list[Delivery]:
+        """Raises UnavailableError: then they come again after the subscription's own deadline. Past that, as when this process
+        stood still, Pub/Sub says yes to an extension that has no effect: what may be so is left to others."""
         seconds, found = _whole(lease_s), []
         for run in self._ack_batches([each.ack_id for each in ready]):
             asked_s, ids = self._clock(), [ready[number].ack_id for number in run]
@@ -192,6 +200,8 @@ class PubSubQueue:
                 self._requests.persist(self._requests.modify, self.subscription, ids, seconds)
             except AckError as error:
                 lost = error.final | error.passing
+            if self._clock() >= until_s:
+                break
             for number in run:
                 if ready[number].ack_id not in lost:
                     lease = Lease(ready[number].ack_id, asked_s + seconds)
@@ -264,7 +274,8 @@ class PubSubQueue:
                 continue
             for delivery in batch:
                 lease = lease_of(delivery)
-                if lease.ack_id in final:
+                # An extension that came too late is answered like any other, and has no effect.
+                if lease.ack_id in final or self._clock() >= lease.until_s:
                     lease.end()
                     result.lost.append(delivery)
                 elif lease.ack_id not in passing:
@@ -352,7 +363,7 @@ class PubSubQueue:
         make_lane(self._requests.client, self.address, name)
         self._requests.client.share()
         lane = type(self)(self.address, self._requests, lane=name, clock=self._clock)
-        lane.limits = self.limits
+        lane.limits, lane._first_s = self.limits, self._first_s
         return lane
 
     def remove(self) -> bool:

@@ -19,7 +19,7 @@ from mtask_gcp.names import address_of, physical, subscription_path, topic_path
 __all__ = ["ATTEMPTS", "RETENTION_S", "find_subscription", "make_lane", "make_queue"]
 
 ATTEMPTS = 100
-ACK_S = 20
+ACK_S = 10
 """The deadline of what was pulled until mtask sets its own, at once. So what comes with an answer that gets lost waits no longer."""
 DEAD_ACK_S = 600
 RETENTION_S = 7 * 86_400

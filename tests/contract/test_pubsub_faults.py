@@ -138,6 +138,23 @@ class TestFaults(QueueSteps):
         assert proxy.called[before:] == []
         queue.delete([new])
 
+    def test_who_stood_still_while_asking_believes_no_answer(self, queue: PubSubQueue, proxy: Proxy) -> None:
+        """Pub/Sub says yes to whatever comes too late; the process may have stood still before it sent it."""
+        ahead_s = 0.0
+        queue._clock = lambda: time.monotonic() + ahead_s
+
+        def stand_still(method: str, _: bytes) -> None:
+            nonlocal ahead_s
+            ahead_s += 15 if method == "Subscriber/ModifyAckDeadline" else 0
+
+        queue.send([a_message(0)])
+        with proxy.rule(stand_still):
+            assert queue.receive(max_messages=1, lease_s=60, wait_s=1) == []
+        queue.send([a_message(1)])
+        (held,) = queue.receive(max_messages=1, lease_s=12, wait_s=5)
+        with proxy.rule(stand_still):
+            assert queue.extend([held], lease_s=60) == ([], [held])
+
     def test_answers_that_come_at_once_with_nothing_are_no_reason_to_spin(
         self, queue: PubSubQueue, proxy: Proxy
     ) -> None:
