@@ -1,0 +1,19 @@
+"""A table on Google's Firestore; what is too big for it lies in Cloud Storage.
+
+    firestore://my-project/reads    a table; ?database=NAME, ?bucket=NAME
+
+`mtask init` makes it. Credentials are the application-default ones, never in a URL; `FIRESTORE_EMULATOR_HOST` and
+`STORAGE_EMULATOR_HOST` name emulators.
+"""
+
+from __future__ import annotations
+
+from mtask_gcp.setup_table import make_table
+from mtask_gcp.table import FirestoreTable
+
+__all__ = ["FirestoreTable", "make_table", "open_table"]
+
+
+def open_table(url: str) -> FirestoreTable:
+    """Raises UsageError for a URL that can't be used, UnusableError where there is no such table or no right to it."""
+    return FirestoreTable.open(url)

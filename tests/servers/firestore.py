@@ -1,0 +1,100 @@
+"""Google's emulator of Firestore, and one of Cloud Storage (gcp-storage-emulator, which isn't Google's).
+
+A test that uses `firestore` has its environment set for the client.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from mtask_gcp import make_table
+from tests.servers.process import answers, free_port, missing, running
+
+JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+PROJECT = "mtask-tests"
+
+
+def emulator_args(port: int, *more: str) -> list[str]:
+    """The command that starts it; without it, the test is skipped."""
+    how = "install the Google Cloud SDK with its component cloud-firestore-emulator, and a Java runtime"
+    java = shutil.which("java")
+    if java is None:
+        missing("java", how)
+    jar = _sdk() / JAR
+    if not jar.exists():
+        missing("Firestore's emulator", how)
+    # The heap is small, because many of these may run at once.
+    return [java, "-Xmx512m", "-cp", str(jar), MAIN, "--host=127.0.0.1", f"--port={port}", *more]
+
+
+def listens(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def new_url(name: str = "") -> str:
+    """Of a table that isn't there yet."""
+    return f"firestore://{PROJECT}/{name or 't-' + uuid4().hex[:12]}"
+
+
+def create_table() -> str:
+    """A new table; its URL."""
+    url = new_url()
+    make_table(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def firestore_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of an emulator, for the whole session: name what you make as nobody else does."""
+    pytest.importorskip("google.cloud.firestore_v1", reason="pip install 'mtask[gcp]'")
+    port = free_port()
+    args = emulator_args(port)
+    with running(args, lambda: listens(port), tmp_path_factory.mktemp("firestore") / "log"):
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def storage_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("gcp_storage_emulator", reason="pip install gcp-storage-emulator")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    args = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
+    args += ["--in-memory"]
+    with running(args, lambda: answers(url), tmp_path_factory.mktemp("storage") / "log"):
+        yield url
+
+
+@pytest.fixture
+def firestore(firestore_host: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", firestore_host)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    return firestore_host
+
+
+@pytest.fixture
+def storage(firestore: str, storage_host: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_host)
+    return storage_host
+
+
+def _sdk() -> Path:
+    """The folder of the SDK: gcloud knows it, but takes a second to say so."""
+    usual = Path("/usr/lib/google-cloud-sdk")
+    if (usual / JAR).exists():
+        return usual
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        return usual
+    args = [gcloud, "info", "--format=value(installation.sdk_root)"]
+    return Path(subprocess.run(args, capture_output=True, text=True, timeout=60).stdout.strip() or usual)
