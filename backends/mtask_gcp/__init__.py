@@ -8,12 +8,34 @@
 
 from __future__ import annotations
 
+from mtask_gcp.prices_table import TABLE_PRICES as PRICES
+from mtask_gcp.prices_table import table_units
 from mtask_gcp.setup_table import make_table
 from mtask_gcp.table import FirestoreTable
 
-__all__ = ["FirestoreTable", "make_table", "open_table"]
+__all__ = [
+    "PRICES",
+    "WORKER_ENVIRONMENT",
+    "FirestoreTable",
+    "make_table",
+    "open_table",
+    "table_beside",
+    "table_units",
+]
+
+WORKER_ENVIRONMENT = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_CLOUD_PROJECT",
+    "FIRESTORE_EMULATOR_HOST",
+    "STORAGE_EMULATOR_HOST",
+)
 
 
 def open_table(url: str) -> FirestoreTable:
     """Raises UsageError for a URL that can't be used, UnusableError where there is no such table or no right to it."""
     return FirestoreTable.open(url)
+
+
+def table_beside(url: str) -> str:
+    """The Firestore table of the same project and name."""
+    return url.replace("pubsub://", "firestore://", 1).partition("?")[0]

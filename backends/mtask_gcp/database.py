@@ -73,11 +73,12 @@ _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 3000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.use_local_subchannel_pool", 1),  # else one that is opened anew inherits the pauses of another
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
+_ALIVE = [("grpc.keepalive_time_ms", 30_000)]
+"""So that a connection that has died is noticed."""
 
 
 class Snapshot(NamedTuple):
@@ -256,7 +257,7 @@ class Database:
                 else:
                     credentials, _ = google.auth.default(scopes=SCOPES)
                     channel = FirestoreGrpcTransport.create_channel(
-                        HOST, credentials=credentials, scopes=SCOPES, options=_CHANNEL
+                        HOST, credentials=credentials, scopes=SCOPES, options=[*_CHANNEL, *_ALIVE]
                     )
                 self._made = channel, FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             return self._made[1]

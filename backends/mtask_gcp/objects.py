@@ -38,7 +38,7 @@ def storage_client(project: str) -> Any:
 
     try:
         if os.environ.get(EMULATOR):
-            return Client(project=project, credentials=AnonymousCredentials())
+            return Client(project=project, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
         return Client(project=project)
     except DefaultCredentialsError as error:
         raise UnusableError(

@@ -9,14 +9,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from mtask_gcp import make_table
+from mtask.errors import UnavailableError
+from mtask_gcp import FirestoreTable, make_table, open_table
 from tests.servers.process import answers, free_port, missing, running
 
 JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
@@ -86,6 +89,53 @@ def firestore(firestore_host: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def storage(firestore: str, storage_host: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_host)
     return storage_host
+
+
+class Killed(BaseException):
+    """The process ends here; no handler of errors sees it."""
+
+
+@contextmanager
+def killed_at(url: str, request: int, *, half: bool = False) -> Iterator[FirestoreTable]:
+    """A client of the table that is killed just before its request of this number, from 0; the errors of its death end with
+    the block. `half`: if that writes, every other of its writes is done, as may happen in Firestore's BatchWrite."""
+    with closing(open_table(url)) as table:
+        once, lock, sent = table._db._once, threading.Lock(), 0
+
+        def mortal(method: str, message: Any) -> Any:
+            nonlocal sent
+            with lock:
+                sent += 1
+                dies, first = sent > request, sent == request + 1
+            if not dies:
+                return once(method, message)
+            if half and first and method == "batch_write":
+                message.writes = message.writes[::2]
+                once(method, message)
+            raise Killed
+
+        table._db._once = mortal  # type: ignore[method-assign]
+        try:
+            yield table
+        except Killed:
+            table.died = True  # type: ignore[attr-defined]
+
+
+def lose_first_answers(table: FirestoreTable) -> list[str]:
+    """Each request takes effect, but its first answer never arrives, and it is sent again. The list tells which."""
+    once, lost = table._db._once, list[str]()
+    seen: list[Any] = []
+
+    def send(method: str, message: Any) -> Any:
+        answer = once(method, message)
+        if not any(message is each for each in seen):
+            seen.append(message)
+            lost.append(method)
+            raise UnavailableError("the answer is lost")
+        return answer
+
+    table._db._once = send  # type: ignore[method-assign]
+    return lost
 
 
 def _sdk() -> Path:
