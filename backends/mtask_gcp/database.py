@@ -213,6 +213,7 @@ class Database:
 
     def error(self, code: int, text: str, method: str) -> BackendError:
         """In the words of mtask."""
+        text = " ".join(text.split())
         where = f"on {self.emulator}, {self.place.url}" if self.emulator else self.place.url
         if code == Code.PERMISSION_DENIED:
             return UnusableError(

@@ -45,7 +45,7 @@ def place_of(url: str) -> Place:
     if (
         parts.scheme != "firestore"
         or parts.fragment
-        or not re.fullmatch(r"[a-z][a-z0-9.:-]*[a-z0-9]", project)
+        or not re.fullmatch(r"[a-z]([a-z0-9.:-]*[a-z0-9])?", project)
     ):
         raise UsageError(f"{url!r} is not the URL of a Firestore table: {_EXAMPLE}")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", name) or re.fullmatch(r"__.*__", name):
