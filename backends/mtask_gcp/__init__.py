@@ -8,6 +8,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
+
+from mtask.doctor import Finding
+from mtask_gcp.doctor_table import table_findings
 from mtask_gcp.prices_table import TABLE_PRICES as PRICES
 from mtask_gcp.prices_table import table_units
 from mtask_gcp.setup_table import make_table
@@ -17,6 +21,7 @@ __all__ = [
     "PRICES",
     "WORKER_ENVIRONMENT",
     "FirestoreTable",
+    "diagnose",
     "make_table",
     "open_table",
     "table_beside",
@@ -29,6 +34,13 @@ WORKER_ENVIRONMENT = (
     "FIRESTORE_EMULATOR_HOST",
     "STORAGE_EMULATOR_HOST",
 )
+
+
+def diagnose(urls: Sequence[str], roles: Collection[str]) -> Iterator[Finding]:
+    """As mtask.registry says."""
+    for url in urls:
+        if url.startswith("firestore:"):
+            yield from table_findings(url, roles)
 
 
 def open_table(url: str) -> FirestoreTable:

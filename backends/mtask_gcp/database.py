@@ -68,6 +68,9 @@ CONFLICTS = frozenset((Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.NOT_F
 _NEWER = "Invalid base version"
 """With INVALID_ARGUMENT: the precondition names a later change than there was."""
 
+OWNER = [("authorization", "Bearer owner")]
+"""The emulator asks for no credentials, and has no rules for this one."""
+
 # A channel that has lost its server looks for it again after this time, not after two minutes.
 _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -108,8 +111,8 @@ class Database:
         self.root = f"{self.name}/documents/mtask/{place.name}"
         self.emulator = os.environ.get(EMULATOR, "")
         self._metadata = [("google-cloud-resource-prefix", self.name)]
-        if self.emulator:  # which asks for no credentials, and has no rules for this one
-            self._metadata.append(("authorization", "Bearer owner"))
+        if self.emulator:
+            self._metadata += OWNER
         self._lock = threading.Lock()
         self._made: tuple[grpc.Channel, FirestoreClient] | None = None
         self._threads: ThreadPoolExecutor | None = None
