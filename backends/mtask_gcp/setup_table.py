@@ -25,7 +25,7 @@ from mtask_gcp.documents import COLLECTIONS, create, integer, text, update
 from mtask_gcp.place import Place, place_of
 from mtask_gcp.table import VERSION
 
-__all__ = ["bucket_name", "expires", "make_table"]
+__all__ = ["bucket_name", "expires", "make_table", "set_field"]
 
 _LONGEST_BUCKET = 63
 _CLOUD = "https://www.googleapis.com/auth/cloud-platform"
@@ -41,7 +41,8 @@ def make_table(url: str) -> list[tuple[str, str]]:
     try:
         there = db.get(db.root)  # and so, is there a database?
         done = list(_settings(db))
-        bucket, how = _bucket(db)
+        named = "" if there is None else there.fields["bucket"].string_value
+        bucket, how = _bucket(db, named)
         done.append(
             (f"bucket gs://{bucket}" if bucket else "bucket: none, STORAGE_EMULATOR_HOST isn't set", how)
         )
@@ -49,7 +50,7 @@ def make_table(url: str) -> list[tuple[str, str]]:
         if there is None and db.write([create(db.root, fields)]) != [None]:
             return [(f"table {place.url}", MADE), *done]
         there = there or db.get(db.root)
-        if there is not None and place.bucket and there.fields["bucket"].string_value != bucket:
+        if there is not None and there.fields["bucket"].string_value != bucket:
             db.write([update(db.root, {"bucket": text(bucket)}, ["bucket"], at=there.changed_at)])
             return [(f"table {place.url}", CHANGED), *done]
         return [(f"table {place.url}", THERE), *done]
@@ -75,7 +76,7 @@ def _settings(db: Database) -> Iterator[tuple[str, str]]:
             for collection in COLLECTIONS:
                 for name in ("body", "ttl"):
                     field = f"{db.name}/collectionGroups/{collection}/fields/{name}"
-                    changed = _set(admin, field, expiring=name == "ttl") or changed
+                    changed = set_field(admin, field, expiring=name == "ttl") or changed
     except (GoogleAPICallError, GoogleAuthError) as error:
         raise UnusableError(
             f"{db.place.url}: the settings of its fields can't be made: {error}; the role roles/datastore.indexAdmin has "
@@ -84,7 +85,7 @@ def _settings(db: Database) -> Iterator[tuple[str, str]]:
     yield what, CHANGED if changed else THERE
 
 
-def _set(admin: Any, name: str, *, expiring: bool) -> bool:
+def set_field(admin: Any, name: str, *, expiring: bool) -> bool:
     """Was anything to be done? It takes effect after some minutes; nobody waits for it."""
     from google.cloud.firestore_admin_v1.types import Field
 
@@ -120,13 +121,13 @@ def bucket_name(place: Place) -> str:
     return name
 
 
-def _bucket(db: Database) -> tuple[str, str]:
-    """Its name, and what became of it. A name that nobody chose can be foretold by anybody, so a bucket of that name counts only
+def _bucket(db: Database, named: str) -> tuple[str, str]:
+    """Its name, and what became of it. `named`: as the table says now. A name that nobody chose can be foretold by anybody, so a bucket of that name counts only
     if it is this project's."""
-    place, chosen = db.place, bool(db.place.bucket)
+    place, chosen = db.place, db.place.bucket or named
     if db.emulator and not os.environ.get(objects.EMULATOR):
-        return place.bucket, THERE
-    name = place.bucket or bucket_name(place)
+        return chosen, THERE
+    name = chosen or bucket_name(place)
     client = objects.storage_client(place.project)
     try:
         with objects.errors("storage.buckets.get, storage.buckets.create", f"gs://{name}"):

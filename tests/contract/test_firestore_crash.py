@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from google.cloud.firestore_v1 import types
+from google.rpc.code_pb2 import Code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtask.errors import BackendError, UnavailableError
 from mtask.model import BagState, Counts, Result, State
 from mtask.portion import Portion, expanded
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, a_portion, an_expired
 from mtask_gcp import FirestoreTable, open_table
+from mtask_gcp.documents import put
 from tests.servers.firestore import create_table, killed_at, lose_first_answers
 
 MOST_REQUESTS = 200
@@ -52,12 +57,15 @@ def assert_whole(table: FirestoreTable, bag: str = "bag") -> dict[int, Result]:
     return {row.index: row for row in rows}
 
 
+LONG = random.Random(1).randbytes(20_000).hex()
+"""Too long for a page, however it is compressed."""
 WRITTEN: list[Result | Portion] = [
     a_portion([a_done(index, "new") for index in range(60, 70)]),
     a_failed(2, "new"),
     a_done(3, "new"),
     an_expired(FAR, "new"),
-    a_done(FAR + 1, "new"),
+    a_done(FAR + 1, LONG),
+    a_failed(FAR + 2, LONG),
     a_failed(62, "never"),
 ]
 BEFORE = [a_done(60, "old"), a_failed(61, "old"), a_failed(2, "old"), an_expired(3, "old")]
@@ -158,6 +166,46 @@ def test_answers_are_lost(url: str) -> None:
         assert table.remove_lane(a_lane(1).name) in (True, False)
         assert table.lanes() == []
     assert {"batch_write", "batch_get_documents", "run_query", "run_aggregation_query"} <= set(lost)
+
+
+def test_what_a_batch_left_undone_is_sent_again(table: FirestoreTable) -> None:
+    """Firestore answers for each write by itself; here every other one was aborted at first."""
+    table.create_bag(a_bag())
+    once, aborted = table._db._once, list[str]()
+
+    def busy(method: str, message: Any) -> Any:
+        if method != "batch_write" or aborted:
+            return once(method, message)
+        aborted.extend(each.update.name for each in message.writes[1::2])
+        whole = list(message.writes)
+        message.writes = whole[::2]
+        answer = once(method, message)
+        statuses, results = list(answer.status), list(answer.write_results)
+        for at in range(1, len(whole), 2):
+            statuses.insert(at, {"code": Code.ABORTED, "message": "contention"})
+            results.insert(at, {})
+        return types.BatchWriteResponse(status=statuses, write_results=results)
+
+    table._db._once = busy  # type: ignore[method-assign]
+    rows = [a_done(index) for index in range(0, 320, 4)]
+    table.record(rows)
+    assert len(aborted) == 5
+    assert list(assert_whole(table).values()) == rows
+
+
+def test_what_is_refused_for_good_is_not_tried_again(table: FirestoreTable) -> None:
+    calls: list[str] = []
+    once = table._db._once
+
+    def counted(method: str, message: Any) -> Any:
+        calls.append(method)
+        return once(method, message)
+
+    table._db._once = counted  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="INVALID_ARGUMENT") as error:
+        table._db.write([put(f"{table._db.root}/mtask-shared/__no__", {})])
+    assert not isinstance(error.value, UnavailableError)
+    assert calls == ["batch_write"]
 
 
 def test_an_attempt_that_is_told_again_is_kept_once(table: FirestoreTable) -> None:

@@ -110,10 +110,21 @@ def test_init_makes_a_table_and_its_bucket_once(storage: str) -> None:
     assert [how for _, how in make_table(url)] == ["was there"] * 3
     other = f"{url}?bucket=mtask-other-bucket"
     assert [how for _, how in make_table(other)] == ["changed", "was there", "made"]
+    assert make_table(url) == [(what, "was there") for what, _ in make_table(other)]
     with closing(open_table(url)) as table:
         assert table._bucket == "mtask-other-bucket"
     with closing(storage_client(PROJECT)) as client:
         assert client.lookup_bucket("mtask-other-bucket") is not None
+
+
+def test_init_adds_a_bucket_to_a_table_that_has_none(
+    url: str, storage_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [how for _, how in make_table(url)] == ["was there"] * 3
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage_host)
+    assert [how for _, how in make_table(url)] == ["changed", "was there", "made"]
+    with closing(open_table(url)) as table:
+        assert table._bucket == bucket_name(place_of(url))
 
 
 def test_names_of_buckets_are_allowed_and_differ() -> None:

@@ -1,6 +1,6 @@
 """Google's emulator of Firestore, and one of Cloud Storage (gcp-storage-emulator, which isn't Google's).
 
-A test that uses `firestore` has its environment set for the client.
+A test that uses `firestore` has its environment set for the client. Nothing is imported here of what may not be installed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from mtask.errors import UnavailableError
-from mtask_gcp import FirestoreTable, make_table, open_table
 from tests.servers.process import answers, free_port, missing, running
+
+if TYPE_CHECKING:
+    from mtask_gcp import FirestoreTable
 
 JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
@@ -52,6 +54,8 @@ def new_url(name: str = "") -> str:
 
 def create_table() -> str:
     """A new table; its URL."""
+    from mtask_gcp import make_table
+
     url = new_url()
     make_table(url)
     return url
@@ -99,6 +103,8 @@ class Killed(BaseException):
 def killed_at(url: str, request: int, *, half: bool = False) -> Iterator[FirestoreTable]:
     """A client of the table that is killed just before its request of this number, from 0; the errors of its death end with
     the block. `half`: if that writes, every other of its writes is done, as may happen in Firestore's BatchWrite."""
+    from mtask_gcp import open_table
+
     with closing(open_table(url)) as table:
         once, lock, sent = table._db._once, threading.Lock(), 0
 
