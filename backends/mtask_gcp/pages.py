@@ -103,7 +103,7 @@ class Change:
         """None of them may be done already."""
         for offset in offsets:
             if self._states[offset] != NONE:
-                self._paths.add(f"body.f{offset}")
+                self.out(offset)
             self._states[offset] = DONE
         self._put(f"r{offsets[0]}", lines)
 
@@ -115,6 +115,7 @@ class Change:
     def out(self, offset: int) -> None:
         """Take out a row that isn't done."""
         self._states[offset] = NONE
+        self._set.pop(f"f{offset}", None)
         self._paths.add(f"body.f{offset}")
 
     def write(self, name: str, ttl: Fields) -> Write:
