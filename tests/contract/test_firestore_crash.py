@@ -143,7 +143,8 @@ def test_a_submitter_is_killed_before_or_in_any_request(url: str, table: Firesto
     assert (table.bag("bag").total, table.bag("bag").state) == (10, BagState.SEALED)
 
 
-def test_answers_are_lost(url: str) -> None:
+def test_answers_are_lost(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtask_gcp.database.PAUSE_S", 0.005)
     with closing(open_table(url)) as table:
         lost = lose_first_answers(table)
         bag = a_bag(total=10)

@@ -147,8 +147,8 @@ def test_names_of_buckets_are_allowed_and_differ() -> None:
 
 def test_what_is_too_big_goes_to_cloud_storage_and_comes_back(storage: str) -> None:
     url = create_table()
-    big, spec = noise(4_000_000), a_bag().spec
-    bag = a_bag(spec=msgspec.structs.replace(spec, target=(f"m:{noise(3_000_000)}",)), total=9)
+    big, spec = noise(2_400_000), a_bag().spec
+    bag = a_bag(spec=msgspec.structs.replace(spec, target=(f"m:{noise(2_000_000)}",)), total=9)
     rows = [
         a_done(0, big),
         a_failed(1, big),
@@ -201,7 +201,7 @@ def test_small_rows_and_large_ones_share_a_page(table: FirestoreTable) -> None:
 def test_without_a_bucket_it_says_what_to_do(table: FirestoreTable) -> None:
     table.create_bag(a_bag())
     with pytest.raises(UnusableError, match=r"bytes are too big .* \?bucket=NAME"):
-        table.record([a_done(0, noise(4_000_000)), a_done(1)])
+        table.record([a_done(0, noise(2_000_000)), a_done(1)])
     assert list(table.results("bag")) == []
 
 
@@ -209,14 +209,14 @@ def test_a_bucket_that_is_missing_is_named(storage: str) -> None:
     with closing(open_table(f"{create_table()}?bucket=no-such-bucket")) as table:
         table.create_bag(a_bag())
         with pytest.raises(UnusableError, match=r"no bucket 'no-such-bucket'.*`mtask init`"):
-            table.record([a_done(0, noise(4_000_000))])
+            table.record([a_done(0, noise(2_000_000))])
 
 
 def test_an_object_that_is_gone_is_named(storage: str) -> None:
     url = create_table()
     with closing(open_table(url)) as table:
         table.create_bag(a_bag())
-        table.record([a_done(0, noise(4_000_000))])
+        table.record([a_done(0, noise(2_000_000))])
         with closing(storage_client(PROJECT)) as client:
             for blob in client.list_blobs(bucket_name(place_of(url))):
                 blob.delete()
@@ -233,7 +233,7 @@ def test_what_expires_says_when(storage: str) -> None:
         bag = a_bag(spec=spec, created_at=float(int(time.time())))
         table.create_bag(bag)
         table.put_blocks([a_block(0)])
-        table.record([a_done(0), a_failed(1), a_done(2, noise(100_000)), a_done(3, noise(4_000_000))])
+        table.record([a_done(0), a_failed(1), a_done(2, noise(100_000)), a_done(3, noise(2_000_000))])
         table.keep_attempts([a_failed(1)])
         table.retract("bag", [1])
         table.record([a_failed(1)])
