@@ -51,7 +51,6 @@ __all__ = [
     "integer",
     "mapping",
     "micros_of",
-    "names",
     "number_in",
     "page_id",
     "page_of",
@@ -133,10 +132,6 @@ def digest_of(value: Value) -> str:
     """Of bytes or a text."""
     content = bytes(value.bytes_value) or value.string_value.encode()
     return hashlib.blake2b(content, digest_size=9).hexdigest()
-
-
-def names(parent: str, collection: str, ids: Sequence[str]) -> list[str]:
-    return [f"{parent}/{collection}/{each}" for each in ids]
 
 
 # -- values ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 What a row costs. Firestore bills each document that is written, whatever its size, and takes about one write a second of
 the same document for long. So the rows of 32 tasks share a document, the page (`mtask_gcp.pages`): results of quick
-functions, which come by the hundred, take 0.03 to 0.06 writes each; a result that comes alone takes one, as a
+functions, which come by the hundred, take 0.03 to 0.05 writes each; a result that comes alone takes one, as a
 document of its own would, and there are at most a few writes of a page before it is full. A page of 64, or rows in
 documents of their own beside a page, would have more workers wait for each other, or cost two writes a result.
 

@@ -6,7 +6,6 @@ A test that uses `firestore` has its environment set for the client. Nothing is 
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -42,11 +41,6 @@ def emulator_args(port: int, *more: str) -> list[str]:
     return [java, "-Xmx512m", "-cp", str(jar), MAIN, "--host=127.0.0.1", f"--port={port}", *more]
 
 
-def listens(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def new_url(name: str = "") -> str:
     """Of a table that isn't there yet."""
     return f"firestore://{PROJECT}/{name or 't-' + uuid4().hex[:12]}"
@@ -67,7 +61,9 @@ def firestore_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("google.cloud.firestore_v1", reason="pip install 'mtask[gcp]'")
     port = free_port()
     args = emulator_args(port)
-    with running(args, lambda: listens(port), tmp_path_factory.mktemp("firestore") / "log"):
+    with running(
+        args, lambda: answers(f"http://127.0.0.1:{port}/"), tmp_path_factory.mktemp("firestore") / "log"
+    ):
         yield f"127.0.0.1:{port}"
 
 
