@@ -15,6 +15,7 @@ import pytest
 pytest_plugins = [
     "tests.servers.aws",
     "tests.servers.condor",
+    "tests.servers.firestore",
     "tests.servers.gcp",
     "tests.servers.pipelines",
     "tests.servers.postgres",
