@@ -1,4 +1,4 @@
-"""URLs of what lies at Google: `pubsub://PROJECT/NAME?option=value`."""
+"""URLs of what lies at Google: `pubsub://PROJECT/NAME`, `firestore://PROJECT/NAME?option=value`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mtask.errors import UsageError
 
-__all__ = ["Address", "parse"]
+__all__ = ["Address", "example", "parse"]
 
 
 class Address(NamedTuple):
@@ -27,9 +27,8 @@ class Address(NamedTuple):
         return f"{self.scheme}://{self.project}/{self.name}"
 
 
-def parse(url: str, scheme: str, options: Collection[str], *, longest: int) -> Address:
-    """Raises UsageError for a URL that can't be used. `options`: those that there are; `longest`: of a name."""
-    example = f"it should look like {scheme}://my-project/reads"
+def parse(url: str, scheme: str, options: Collection[str]) -> Address:
+    """What the name may be is left to the caller. `options`: those that there are. Raises UsageError."""
     parts = urlsplit(url)
     project, name = parts.netloc, unquote(parts.path.removeprefix("/"))
     if "@" in project:
@@ -37,13 +36,10 @@ def parse(url: str, scheme: str, options: Collection[str], *, longest: int) -> A
             f"{scheme}://…: credentials don't belong into a URL, where everybody sees them; use a service account of "
             "the machine, `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
         )
-    if parts.scheme != scheme or parts.fragment or not re.fullmatch(r"[a-z][a-z0-9.:-]*[a-z0-9]", project):
-        raise UsageError(f"{url!r} is not the URL of a {scheme} queue or table; {example}")
-    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{2,{longest - 1}}}", name) or name.startswith("goog"):
-        raise UsageError(
-            f"{url!r}: a name has 3 to {longest} letters, digits, '-' and '_', begins with a letter, and not with "
-            f"'goog', unlike {name!r}; {example}"
-        )
+    # Older projects may be called example.com:my-project.
+    right = re.fullmatch(r"[a-z]([a-z0-9.:-]*[a-z0-9])?", project)
+    if parts.scheme != scheme or parts.fragment or not right:
+        raise UsageError(f"{url!r} is not the URL of a {scheme} queue or table; {example(scheme)}")
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     for option in given:
         if option not in options:
@@ -53,3 +49,7 @@ def parse(url: str, scheme: str, options: Collection[str], *, longest: int) -> A
                 f"{url!r}: unknown option {option!r}; {f'did you mean {near[0]!r}?' if near else known}"
             )
     return Address(scheme, project, name, given)
+
+
+def example(scheme: str) -> str:
+    return f"it should look like {scheme}://my-project/reads"

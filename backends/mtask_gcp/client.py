@@ -1,11 +1,6 @@
-"""The clients of Pub/Sub, and Google's errors in the words of mtask.
+"""The clients of Pub/Sub, and its errors in the words of mtask.
 
-Credentials come as application-default credentials alone: GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth
-application-default login`, the machine's service account. PUBSUB_EMULATOR_HOST names an emulator, which needs none. Codes of
-errors: https://cloud.google.com/pubsub/docs/reference/error-codes.
-
-gRPC's threads don't survive a fork. mtask forks only to execute another program at once (`subprocess`, which runs no
-handlers of Python or gRPC in between), and the processes that run users' code never load this module.
+Codes of errors: https://cloud.google.com/pubsub/docs/reference/error-codes.
 """
 
 from __future__ import annotations
@@ -18,28 +13,18 @@ from typing import Any, NoReturn
 
 import grpc
 from google.api_core import exceptions
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from mtask.errors import BackendError, UnavailableError, UnusableError
 from mtask_gcp.address import Address
+from mtask_gcp.connection import PUBSUB, channel_to, credential_errors
 
-__all__ = ["EMULATOR", "Client", "ExistsError", "MissingError"]
+__all__ = ["Client", "ExistsError", "MissingError"]
 
-EMULATOR = "PUBSUB_EMULATOR_HOST"
 HOST = "pubsub.googleapis.com:443"
-OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),  # two minutes otherwise: longer than leases
-    ("grpc.use_local_subchannel_pool", 1),  # else a queue that is opened anew inherits the pauses of another
-)
-ALIVE = (("grpc.keepalive_time_ms", 30_000),)
-"""So that a connection that has died is noticed. The emulator refuses such questions."""
+SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 
 from_grpc_error: Any = exceptions.from_grpc_error
 
@@ -94,7 +79,7 @@ class Client:
     def _get(self) -> tuple[PublisherClient, SubscriberClient]:
         with self._lock:
             if self._made is None:
-                self._channel = _channel()
+                self._channel = channel_to(os.environ.get(PUBSUB, ""), SubscriberGrpcTransport, HOST, SCOPES)
                 self._made = (
                     PublisherClient(transport=PublisherGrpcTransport(channel=self._channel)),
                     SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel)),
@@ -109,18 +94,12 @@ class Client:
         ExistsError, UnusableError (not allowed, no credentials), UnavailableError, BackendError.
         """
         try:
-            yield
+            with credential_errors(self.address.url):
+                yield
         except grpc.RpcError as error:
             self._raise(from_grpc_error(error), permission, on)
         except exceptions.GoogleAPICallError as error:
             self._raise(error, permission, on)
-        except DefaultCredentialsError:
-            raise UnusableError(
-                f"{self.address.url}: Google needs credentials; run `gcloud auth application-default login`, set "
-                "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account, or give this machine one"
-            ) from None
-        except GoogleAuthError as error:
-            raise UnavailableError(f"{self.address.url}: the credentials can't be had: {error}") from None
 
     def share(self) -> Client:
         """The same for one more use, with a `close` of its own."""
@@ -163,11 +142,3 @@ class Client:
             f"permission denied: {permission} on {on} ({error.message}); {role} has it, or a role of your own as in the "
             "documentation of mtask; see what else is missing with `mtask doctor`"
         ) from None
-
-
-def _channel() -> Any:
-    """Raises GoogleAuthError."""
-    host = os.environ.get(EMULATOR)
-    if host:
-        return grpc.insecure_channel(host, options=OPTIONS)
-    return SubscriberGrpcTransport.create_channel(HOST, options=[*OPTIONS, *ALIVE])

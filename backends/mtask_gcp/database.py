@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeVar
 
-import google.auth
 import grpc
 from google.api_core.exceptions import GoogleAPICallError, RetryError
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud.firestore_v1 import types
 from google.cloud.firestore_v1.services.firestore import FirestoreClient
 from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcTransport
@@ -24,16 +22,16 @@ from google.rpc.code_pb2 import Code
 
 from mtask.errors import BackendError, UnavailableError, UnusableError
 from mtask.meter import Meter
+from mtask_gcp.connection import FIRESTORE, channel_to, credential_errors
 from mtask_gcp.documents import PAGE, Write, micros_of
 from mtask_gcp.place import Place
 from mtask_gcp.queries import Bounds, sum_request
 
-__all__ = ["CONFLICTS", "EMULATOR", "Database", "Snapshot", "no_table"]
+__all__ = ["CONFLICTS", "Database", "Snapshot", "no_table"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-EMULATOR = "FIRESTORE_EMULATOR_HOST"
 HOST = "firestore.googleapis.com:443"
 SCOPES = ("https://www.googleapis.com/auth/datastore",)
 MOST_WRITES = 500
@@ -71,18 +69,6 @@ _NEWER = "Invalid base version"
 OWNER = [("authorization", "Bearer owner")]
 """The emulator asks for no credentials, and has no rules for this one."""
 
-# A channel that has lost its server looks for it again after this time, not after two minutes.
-_CHANNEL = [
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 3000),
-    ("grpc.use_local_subchannel_pool", 1),  # else one that is opened anew inherits the pauses of another
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-]
-_ALIVE = [("grpc.keepalive_time_ms", 30_000)]
-"""So that a connection that has died is noticed."""
-
 
 class Snapshot(NamedTuple):
     """A document as it was read."""
@@ -109,7 +95,7 @@ class Database:
         self.place, self.meter = place, meter
         self.name = f"projects/{place.project}/databases/{place.database}"
         self.root = f"{self.name}/documents/mtask/{place.name}"
-        self.emulator = os.environ.get(EMULATOR, "")
+        self.emulator = os.environ.get(FIRESTORE, "")
         self._metadata = [("google-cloud-resource-prefix", self.name)]
         if self.emulator:
             self._metadata += OWNER
@@ -196,9 +182,10 @@ class Database:
 
     def _once(self, method: str, request: Any) -> Any:
         try:
-            answer = getattr(self._client(), method)(
-                request=request, metadata=self._metadata, retry=None, timeout=TIMEOUT_S
-            )
+            with credential_errors(self.place.url):
+                answer = getattr(self._client(), method)(
+                    request=request, metadata=self._metadata, retry=None, timeout=TIMEOUT_S
+                )
             return answer if method == "batch_write" else [each._pb for each in answer]
         except GoogleAPICallError as error:
             status = error.grpc_status_code
@@ -206,13 +193,6 @@ class Database:
             raise self.error(code, error.message or "", method) from None
         except RetryError as error:
             raise UnavailableError(f"{self.place.url} is out of reach: {error}") from None
-        except DefaultCredentialsError as error:
-            raise UnusableError(
-                f"{self.place.url}: Google needs credentials ({error}); run `gcloud auth application-default login`, or "
-                "give this machine a service account"
-            ) from None
-        except GoogleAuthError as error:
-            raise UnavailableError(f"{self.place.url}: the credentials can't be had: {error}") from None
 
     def error(self, code: int, text: str, method: str) -> BackendError:
         """In the words of mtask."""
@@ -256,13 +236,7 @@ class Database:
             if self._closed:
                 raise BackendError(f"the table {self.place.url} is closed")
             if self._made is None:
-                if self.emulator:
-                    channel = grpc.insecure_channel(self.emulator, options=_CHANNEL)
-                else:
-                    credentials, _ = google.auth.default(scopes=SCOPES)
-                    channel = FirestoreGrpcTransport.create_channel(
-                        HOST, credentials=credentials, scopes=SCOPES, options=[*_CHANNEL, *_ALIVE]
-                    )
+                channel = channel_to(self.emulator, FirestoreGrpcTransport, HOST, SCOPES)
                 self._made = channel, FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             return self._made[1]
 

@@ -20,7 +20,7 @@ from mtask.meter import Meter
 from mtask_gcp.database import SCOPES, Database, Snapshot
 from mtask_gcp.documents import create, delete, integer, update
 from mtask_gcp.objects import Objects
-from mtask_gcp.place import place_of
+from mtask_gcp.place import Place
 from mtask_gcp.setup_table import expires
 
 __all__ = ["table_findings"]
@@ -30,10 +30,10 @@ _NOBODYS = "mtask-doctor"
 _DAY_S = 86400.0
 
 
-def table_findings(url: str, roles: Collection[str]) -> Iterator[Finding]:
-    """About the table at `url`. Managers and workers need the same: `roles` make no difference. Raises UsageError."""
+def table_findings(place: Place, roles: Collection[str]) -> Iterator[Finding]:
+    """About the table. Managers and workers need the same: `roles` make no difference."""
     del roles
-    db = Database(place_of(url), Meter())
+    db = Database(place, Meter())
     try:
         began_s = time.time()
         try:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from mtask.errors import UsageError
-from mtask_gcp.address import Address, parse
+from mtask_gcp.address import Address, example, parse
 
 __all__ = ["DEAD", "Envelope", "address_of", "physical", "subscription_path", "topic_path"]
 
@@ -32,7 +33,14 @@ _MOST = 2**53
 
 def address_of(url: str) -> Address:
     """Raises UsageError for a URL that can't be used."""
-    return parse(url, "pubsub", (), longest=LONGEST)
+    address = parse(url, "pubsub", ())
+    name = address.name
+    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{2,{LONGEST - 1}}}", name) or name.startswith("goog"):
+        raise UsageError(
+            f"{url!r}: a name has 3 to {LONGEST} letters, digits, '-' and '_', begins with a letter, and not with "
+            f"'goog', unlike {name!r}; {example('pubsub')}"
+        )
+    return address
 
 
 def physical(address: Address, lane: str = "", *, dead: bool = False) -> str:

@@ -17,13 +17,13 @@ from urllib.parse import quote
 
 from mtask.errors import BackendError, UnavailableError, UnusableError
 from mtask.meter import Meter
+from mtask_gcp.connection import STORAGE, credential_errors
 from mtask_gcp.place import Place
 
-__all__ = ["EMULATOR", "Objects", "errors", "storage_client"]
+__all__ = ["Objects", "errors", "storage_client"]
 
 T = TypeVar("T")
 
-EMULATOR = "STORAGE_EMULATOR_HOST"
 TIMEOUT_S = 60.0
 RETRY_S = 10.0
 CLASS_A, CLASS_B = "gcs class A operations", "gcs class B operations"
@@ -33,29 +33,23 @@ def storage_client(project: str) -> Any:
     """google-cloud-storage's. Raises UnusableError without credentials."""
     # Imported here, because few need it, and it takes a while.
     from google.auth.credentials import AnonymousCredentials
-    from google.auth.exceptions import DefaultCredentialsError
     from google.cloud.storage import Client
 
-    try:
-        if os.environ.get(EMULATOR):
-            return Client(project=project, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    if os.environ.get(STORAGE):
+        return Client(project=project, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    with credential_errors(f"Cloud Storage for {project}"):
         return Client(project=project)
-    except DefaultCredentialsError as error:
-        raise UnusableError(
-            f"Cloud Storage needs credentials ({error}); run `gcloud auth application-default login`, or give this machine "
-            "a service account"
-        ) from None
 
 
 @contextmanager
 def errors(permission: str, on: str) -> Iterator[None]:
     """Raise what goes wrong within as an error of mtask; what isn't there is left to the caller."""
     from google.api_core.exceptions import GoogleAPICallError, NotFound, RetryError
-    from google.auth.exceptions import GoogleAuthError
     from requests.exceptions import RequestException
 
     try:
-        yield
+        with credential_errors(on):
+            yield
     except NotFound:
         raise
     except GoogleAPICallError as error:
@@ -67,7 +61,7 @@ def errors(permission: str, on: str) -> Iterator[None]:
         if error.code in (408, 429) or (error.code or 0) >= 500:
             raise UnavailableError(f"{on} is busy: {error.message}") from None
         raise BackendError(f"{permission} on {on}: {error.message}") from None
-    except (RetryError, GoogleAuthError, RequestException) as error:
+    except (RetryError, RequestException) as error:
         raise UnavailableError(f"{on} is out of reach: {error}") from None
 
 

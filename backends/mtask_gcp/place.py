@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mtask.errors import UsageError
+from mtask_gcp.address import example, parse
 
 __all__ = ["Place", "place_of"]
 
 DEFAULT_DATABASE = "(default)"
-_OPTIONS = ("bucket", "database")
-_EXAMPLE = "it should look like firestore://my-project/reads"
 
 
 class Place(NamedTuple):
@@ -34,30 +31,11 @@ class Place(NamedTuple):
 
 def place_of(url: str) -> Place:
     """Raises UsageError for a URL that can't be used."""
-    parts = urlsplit(url)
-    project, name = parts.netloc, unquote(parts.path.removeprefix("/"))
-    if "@" in project:
-        raise UsageError(
-            "firestore://…: credentials don't belong into a URL, where everybody sees them; use application-default "
-            "credentials (`gcloud auth application-default login`, or a service account of the machine)"
-        )
-    # Older projects may be called example.com:my-project.
-    if (
-        parts.scheme != "firestore"
-        or parts.fragment
-        or not re.fullmatch(r"[a-z]([a-z0-9.:-]*[a-z0-9])?", project)
-    ):
-        raise UsageError(f"{url!r} is not the URL of a Firestore table: {_EXAMPLE}")
+    _, project, name, given = parse(url, "firestore", ("bucket", "database"))
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", name) or re.fullmatch(r"__.*__", name):
         raise UsageError(
-            f"{url!r}: a name has 1 to 255 letters, digits, '-' and '_', and not '__' at both ends; {_EXAMPLE}"
+            f"{url!r}: a name has 1 to 255 letters, digits, '-' and '_', and not '__' at both ends; {example('firestore')}"
         )
-    given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for option in given:
-        if option not in _OPTIONS:
-            near = difflib.get_close_matches(option, _OPTIONS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_OPTIONS)}"
-            raise UsageError(f"{url!r}: unknown option {option!r}; {hint}")
     database = given.get("database", DEFAULT_DATABASE)
     if database != DEFAULT_DATABASE and not re.fullmatch(r"[a-z][a-z0-9-]{2,61}[a-z0-9]", database):
         raise UsageError(

@@ -19,7 +19,7 @@ from mtask.errors import BackendError, UnavailableError
 from mtask.meter import Meter
 from mtask_gcp.client import Client
 from mtask_gcp.names import Envelope
-from mtask_gcp.prices import UNIT, billed
+from mtask_gcp.prices import BYTES, billed
 
 __all__ = ["BATCH", "BATCH_BYTES", "MESSAGE_BYTES", "PULL", "AckError", "Requests", "batches"]
 
@@ -161,7 +161,7 @@ class Requests:
                 raise
 
     def _count(self, what: str, messages: int, payload_bytes: int) -> None:
-        self.meter.add(UNIT, billed(messages, payload_bytes))
+        self.meter.add(BYTES, billed(messages, payload_bytes))
         self.meter.add(what, 1)
 
 

@@ -20,6 +20,7 @@ from mtask.errors import UnusableError
 from mtask.meter import Meter
 from mtask.registry import CHANGED, MADE, THERE
 from mtask_gcp import objects
+from mtask_gcp.connection import STORAGE
 from mtask_gcp.database import SCOPES, Database
 from mtask_gcp.documents import COLLECTIONS, create, integer, text, update
 from mtask_gcp.place import Place, place_of
@@ -125,7 +126,7 @@ def _bucket(db: Database, named: str) -> tuple[str, str]:
     """Its name, and what became of it. `named`: as the table says now. A name that nobody chose can be foretold by anybody, so a bucket of that name counts only
     if it is this project's."""
     place, chosen = db.place, db.place.bucket or named
-    if db.emulator and not os.environ.get(objects.EMULATOR):
+    if db.emulator and not os.environ.get(STORAGE):
         return chosen, THERE
     name = chosen or bucket_name(place)
     client = objects.storage_client(place.project)
@@ -148,7 +149,7 @@ def _bucket(db: Database, named: str) -> tuple[str, str]:
                     f"the bucket {name!r} is another project's: name one: {place.url} with bucket=NAME"
                 )
             bucket.reload()
-            if not os.environ.get(objects.EMULATOR) and _expire(bucket):  # the emulator keeps no rules
+            if not os.environ.get(STORAGE) and _expire(bucket):  # the emulator keeps no rules
                 bucket.patch()
                 return name, CHANGED
             return name, THERE

@@ -12,8 +12,9 @@ import pytest
 from mtask.doctor import Finding
 from mtask.errors import UnusableError
 from mtask.registry import ROLES
-from mtask.testing.samples import a_bag, a_status
+from mtask.testing.samples import a_bag, a_done, a_status
 from mtask_gcp import FirestoreTable, diagnose, make_table, open_table
+from mtask_gcp.policies import GRANTS, METHODS
 from tests.servers.firestore import create_table, emulator_args, new_url
 from tests.servers.process import answers, free_port, running
 
@@ -74,6 +75,23 @@ def test_denied_names_the_role(stranger: str) -> None:
                 call()
 
 
+def test_what_the_table_asks_for_is_in_the_roles(
+    table: FirestoreTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, once = set[str](), table._db._once
+    monkeypatch.setattr(
+        table._db, "_once", lambda method, request: (asked.add(method), once(method, request))[1]
+    )
+    table.create_bag(a_bag())
+    table.record([a_done(index) for index in range(3)])
+    assert table.counts("bag").done == len(list(table.results("bag"))) == 3
+    methods = {f"Firestore/{method.title().replace('_', '')}" for method in asked}
+    assert methods == {method for method in METHODS if method.startswith("Firestore/")}
+    needed = {permission for method in methods for permission in METHODS[method]}
+    for role in ROLES:
+        assert {each for each in GRANTS[role] if each.startswith("datastore.")} == needed
+
+
 # -- mtask doctor ---------------------------------------------------------------------------------------
 
 
@@ -118,7 +136,8 @@ def test_doctor_says_what_is_denied(stranger: str) -> None:
 
 def test_doctor_when_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"127.0.0.1:{free_port()}")
-    (finding,) = diagnose([new_url()], ROLES)
+    credentials, finding = diagnose([new_url()], ROLES)
+    assert credentials.ok
     assert (finding.ok, finding.stops) == (False, True)
     assert "out of reach" in finding.text
 

@@ -11,7 +11,7 @@ pytest.importorskip("google.cloud.firestore_v1")
 import mtask
 from mtask.costs import prices_of
 from mtask.settings import Urls
-from mtask_gcp.prices_table import TABLE_PRICES
+from mtask_gcp import PRICES
 from tests.servers.firestore import new_url
 
 TASKS = 300
@@ -40,10 +40,10 @@ def test_a_run_takes_about_what_was_estimated(command, places):
         estimated["firestore writes"] / 2 <= used["firestore writes"] <= 2.5 * estimated["firestore writes"]
     )
     assert 0 < used["firestore reads"] < 200
-    assert cost["dollars"] == pytest.approx(sum(TABLE_PRICES.dollars[unit] * used[unit] for unit in used))
+    assert cost["dollars"] == pytest.approx(sum(PRICES.dollars[unit] * used[unit] for unit in used))
     told = " ".join(command("status", "t", *places).out.split())
     assert "firestore writes" in told
-    assert "prices of us-central1, 2026-11)" in told
+    assert "prices of us-west1, 2026-11)" in told
 
 
 def test_the_backend_tells_its_prices():

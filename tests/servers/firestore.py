@@ -5,40 +5,30 @@ A test that uses `firestore` has its environment set for the client. Nothing is 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from mtask.errors import UnavailableError
-from tests.servers.process import answers, free_port, missing, running
+from tests.servers.gcp import java_with
+from tests.servers.process import answers, free_port, running
 
 if TYPE_CHECKING:
     from mtask_gcp import FirestoreTable
 
-JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+JAR = "cloud-firestore-emulator/cloud-firestore-emulator.jar"
 MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 PROJECT = "mtask-tests"
 
 
 def emulator_args(port: int, *more: str) -> list[str]:
     """The command that starts it; without it, the test is skipped."""
-    how = "install the Google Cloud SDK with its component cloud-firestore-emulator, and a Java runtime"
-    java = shutil.which("java")
-    if java is None:
-        missing("java", how)
-    jar = _sdk() / JAR
-    if not jar.exists():
-        missing("Firestore's emulator", how)
-    # The heap is small, because many of these may run at once.
-    return [java, "-Xmx512m", "-cp", str(jar), MAIN, "--host=127.0.0.1", f"--port={port}", *more]
+    return [*java_with(JAR), MAIN, "--host=127.0.0.1", f"--port={port}", *more]
 
 
 def new_url(name: str = "") -> str:
@@ -138,15 +128,3 @@ def lose_first_answers(table: FirestoreTable) -> list[str]:
 
     table._db._once = send  # type: ignore[method-assign]
     return lost
-
-
-def _sdk() -> Path:
-    """The folder of the SDK: gcloud knows it, but takes a second to say so."""
-    usual = Path("/usr/lib/google-cloud-sdk")
-    if (usual / JAR).exists():
-        return usual
-    gcloud = shutil.which("gcloud")
-    if gcloud is None:
-        return usual
-    args = [gcloud, "info", "--format=value(installation.sdk_root)"]
-    return Path(subprocess.run(args, capture_output=True, text=True, timeout=60).stdout.strip() or usual)

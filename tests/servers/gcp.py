@@ -1,4 +1,4 @@
-"""Google's own emulator of Pub/Sub, as the Google Cloud SDK brings it, each on a free port; it keeps all in memory.
+"""Google's own emulators, as the Google Cloud SDK brings them, and that of Pub/Sub, which keeps all in memory.
 
 A test that uses `pubsub` has PUBSUB_EMULATOR_HOST set.
 """
@@ -15,44 +15,53 @@ from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
-import grpc
 import pytest
 
 from tests.servers.process import free_port, missing, running
 
-HOW = "install the Google Cloud SDK, then `gcloud components install beta pubsub-emulator`, and Java"
+HOW = (
+    "install the Google Cloud SDK and Java, then `gcloud components install beta pubsub-emulator "
+    "cloud-firestore-emulator`"
+)
 PLACES = (
     "/usr/lib/google-cloud-sdk",
     "/usr/share/google-cloud-sdk",
     "~/google-cloud-sdk",
     "/opt/google-cloud-sdk",
 )
-JARS = "platform/pubsub-emulator/lib/*-all.jar"
+JAR = "pubsub-emulator/lib/*-all.jar"
+MAIN = "com.google.cloud.pubsub.testing.v1.Main"
+
+
+def java_with(jar: str) -> list[str]:
+    """The beginning of the command that runs a jar below the SDK's folder `platform`; its main class follows.
+
+    Without Java or the jar, the test is skipped. The heap is small, because many of these may run at once.
+    """
+    java, found = shutil.which("java"), find_jar(jar)
+    if java is None or found is None:
+        missing("an emulator of Google's", HOW)
+    return [java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-cp", str(found)]
 
 
 @functools.cache
-def find_jar() -> Path | None:
-    """Below the SDK's folder: that of `gcloud`, or one of the usual places."""
-    gcloud = shutil.which("gcloud")
-    roots = [Path(gcloud).resolve().parents[1]] if gcloud else []
+def find_jar(jar: str) -> Path | None:
+    """Below the SDK's folder: CLOUDSDK_ROOT_DIR, if that is set; else that of `gcloud`, or one of the usual places."""
     if root := os.environ.get("CLOUDSDK_ROOT_DIR"):
-        roots.insert(0, Path(root))
-    for each in [*roots, *(Path(place).expanduser() for place in PLACES)]:
-        if found := sorted(each.glob(JARS)):
-            return found[-1]
-    return None
+        roots = [Path(root)]
+    else:
+        gcloud = shutil.which("gcloud")
+        roots = [Path(gcloud).resolve().parents[1]] if gcloud else []
+        roots += [Path(place).expanduser() for place in PLACES]
+    return next((found for each in roots for found in sorted(each.glob(f"platform/{jar}"))), None)
 
 
 class Emulator:
     """One that can be killed, and started again with nothing in it."""
 
     def __init__(self, folder: Path) -> None:
-        jar, java = find_jar(), shutil.which("java")
-        if jar is None or java is None:
-            missing("the emulator of Pub/Sub" if jar is None else "java", HOW)
         self.port = free_port()
-        self._args = [java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-jar", str(jar)]
-        self._args += ["--host=127.0.0.1", f"--port={self.port}"]
+        self._args = [*java_with(JAR), MAIN, "--host=127.0.0.1", f"--port={self.port}"]
         self._folder, self._runs, self._numbers = folder, itertools.count(), itertools.count()
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,6 +88,8 @@ class Emulator:
         return f"pubsub://test-project/q-{uuid4().hex[:10]}"
 
     def _answers(self) -> bool:
+        import grpc
+
         with grpc.insecure_channel(self.place) as channel:
             try:
                 grpc.channel_ready_future(channel).result(timeout=0.5)

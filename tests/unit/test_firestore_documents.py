@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("google.cloud.firestore_v1")
 
 from mtask.errors import BackendError
+from mtask_gcp import table_units
 from mtask_gcp.blobs import compressed
 from mtask_gcp.documents import (
     MOST,
@@ -27,7 +28,6 @@ from mtask_gcp.documents import (
     short,
 )
 from mtask_gcp.pages import DONE, EMPTY, NONE, Change, Page
-from mtask_gcp.prices_table import table_units
 
 NUMBERS = st.integers(0, MOST) | st.integers(0, 100)
 
