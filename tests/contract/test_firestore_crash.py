@@ -253,7 +253,7 @@ MAKE = {"d": a_done, "f": a_failed, "x": an_expired}
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=10,
+    max_examples=5,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

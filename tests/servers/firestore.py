@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from mtask.errors import UnavailableError
-from tests.servers.gcp import java_with
+from tests.servers.google_sdk import java_with
 from tests.servers.process import answers, free_port, running
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("google.cloud.firestore_v1")
@@ -32,6 +32,7 @@ from mtask_gcp.pages import DONE, EMPTY, NONE, Change, Page
 NUMBERS = st.integers(0, MOST) | st.integers(0, 100)
 
 
+@settings(max_examples=40)
 @given(
     names=st.lists(
         st.text(max_size=40) | st.sampled_from([".", "..", "__a__", "a/b", "x" * 2000]), min_size=2
