@@ -19,7 +19,15 @@ __all__ = ["diagnose"]
 
 
 def diagnose(urls: Sequence[str], roles: Collection[str]) -> Iterator[Finding]:
-    """As mtask.registry says."""
+    """As mtask.registry says; what is found of both is told once."""
+    told = set[Finding]()
+    for finding in _findings(urls, roles):
+        if finding not in told:
+            told.add(finding)
+            yield finding
+
+
+def _findings(urls: Sequence[str], roles: Collection[str]) -> Iterator[Finding]:
     queue = next((address_of(url) for url in urls if url.startswith("pubsub:")), None)
     table = next((place_of(url) for url in urls if url.startswith("firestore:")), None)
     services = [(PUBSUB, queue.project)] if queue is not None else []

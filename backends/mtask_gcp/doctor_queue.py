@@ -135,7 +135,7 @@ def _tested(asked: Any, path: str, permissions: Sequence[str], by: str) -> Itera
     try:
         given = set(asked.test_iam_permissions(request=request, timeout=REQUEST_S).permissions)
     except exceptions.MethodNotImplemented:
-        yield Finding("permissions", None, f"can't be told on {path}: this emulator has none")
+        yield Finding("permissions", None, "can't be told: the emulator has none")
         return
     except (exceptions.GoogleAPICallError, GoogleAuthError) as error:
         yield Finding("permissions", None, f"can't be told on {path}: {error}")

@@ -6,6 +6,7 @@ What remains is an object of a few bytes in the bucket, for a day.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from google.auth.exceptions import GoogleAuthError
 from mtask.doctor import Finding, clock_finding
 from mtask.errors import MtaskError, UnusableError
 from mtask.meter import Meter
+from mtask_gcp.connection import STORAGE
 from mtask_gcp.database import SCOPES, Database, Snapshot
 from mtask_gcp.documents import create, delete, integer, update
 from mtask_gcp.objects import Objects
@@ -105,7 +107,8 @@ def _bucket(db: Database, there: Snapshot) -> Iterator[Finding]:
     name = db.place.bucket or named
     if not name:
         text = "none: what is larger than 1 MB can't be stored"
-        yield Finding("bucket", None, text, "`mtask init` makes one, or name one: ?bucket=NAME")
+        first = f"set {STORAGE}, then " if db.emulator and not os.environ.get(STORAGE) else ""
+        yield Finding("bucket", None, text, f"{first}`mtask init` makes one, or name one: ?bucket=NAME")
         return
     objects = Objects(db.place, db.meter, lambda: named)
     todo = "the role roles/storage.objectUser on the bucket has it"

@@ -244,6 +244,28 @@ def test_what_was_never_attempted_is_kept_as_attempt_0(table: FirestoreTable) ->
     assert list(table.attempts("bag")) == [an_expired(0, attempt=0)]
 
 
+def test_counts_are_those_of_one_moment(url: str, table: FirestoreTable) -> None:
+    """Each sum is a request of its own; what is written between two of them is in none."""
+    table.create_bag(a_bag())
+    table.record([a_failed(0), a_failed(1), a_done(2)])
+    once, sums = table._db._once, []
+
+    def write_between(method: str, message: Any) -> Any:
+        answer = once(method, message)
+        if method == "run_aggregation_query":
+            sums.append(message)
+            with closing(open_table(url)) as other:
+                other.record([a_done(len(sums) - 1)])
+        return answer
+
+    table._db._once = write_between  # type: ignore[method-assign]
+    counts = table.counts("bag")
+    assert len(sums) > 1
+    assert (counts.done, counts.failed) == (1, 2)
+    table._db._once = once  # type: ignore[method-assign]
+    assert (table.counts("bag").done, table.counts("bag").failed) == (3, 0)
+
+
 # -- races ------------------------------------------------------------------------------------------------
 
 ROW = st.tuples(st.sampled_from("dddfx"), st.sampled_from([0, 1, 2, 3, 63, 64, FAR]))
