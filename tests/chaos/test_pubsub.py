@@ -75,7 +75,7 @@ def mortal_site(own_emulator: Emulator, tmp_path: Path) -> Iterator[Site]:
 def test_an_emulator_that_is_killed_and_comes_back_empty(own_emulator: Emulator, mortal_site: Site) -> None:
     """What runs is finished and recorded; `mtask init` and `mtask repair` bring the rest."""
     site = mortal_site
-    bag = site.submit("work", 200, lease_s=20, seconds=0.02)
+    bag = site.submit("work", 120, lease_s=20, seconds=0.02)
     worker = site.start_worker("-j", "2")
     wait_for(lambda: bag.counts().done > 20, "the bag is under way", timeout_s=60)
     own_emulator.kill()
@@ -87,7 +87,7 @@ def test_an_emulator_that_is_killed_and_comes_back_empty(own_emulator: Emulator,
     assert {how for _, how in make_queue(url)} == {"made"}
     bag.repair()
     wait_for(bag.finished, "it goes on", timeout_s=60)
-    assert [result.value for result in check(bag)] == list(range(200))
-    assert {begin.task for begin in site.begins()} == set(range(200))
+    assert [result.value for result in check(bag)] == list(range(120))
+    assert {begin.task for begin in site.begins()} == set(range(120))
     worker.terminate()
     assert worker.exit_code(timeout_s=40) == 0, worker.said()
