@@ -14,7 +14,7 @@ DEMO := $(VENV)/.demo-is-made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # What the tests, the types and the docs import. A new backend's extra goes here, then `make lock`.
-LOCKED_EXTRAS := aws azure condor gcp postgres rabbitmq files notebook checkpoints examples
+LOCKED_EXTRAS := aws azure condor gcp postgres rabbitmq files notebook urls examples
 
 # More arguments for pytest, mkdocs or the benchmarks: make test ARGS='-k leases'
 ARGS ?=

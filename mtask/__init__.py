@@ -27,6 +27,7 @@ _HOMES = {
     "Retry": "task",
     "checkpoint_dir": "task",
     "stopping": "task",
+    "submit": "task",
     "Executor": "executor",
     "Manager": "manager",
     "Result": "model",
@@ -58,6 +59,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 the functions first
     "connect",
     "map",
+    "submit",
     "stopping",
     "checkpoint_dir",
     "Executor",
@@ -108,7 +110,7 @@ if TYPE_CHECKING:
     from mtask.local import map  # noqa: A004 as the builtin, on many cores
     from mtask.manager import Manager, connect
     from mtask.model import Bag, Counts, Result, Spec, State
-    from mtask.task import Fail, Retry, checkpoint_dir, stopping
+    from mtask.task import Fail, Retry, checkpoint_dir, stopping, submit
 
 
 def __getattr__(name: str) -> Any:

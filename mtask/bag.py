@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
     from mtask.manager import Manager
+    from mtask.table import Table
 
 __all__ = ["BagHandle"]
 
@@ -35,12 +36,17 @@ class BagHandle:
         self._manager, self.name = manager, name
         self._complaint = ""
         self._poll_s: float = getattr(manager.table, "poll_s", 0.0)
+        self._then: BagHandle | None = None
         self._counted: tuple[float, Counts] | None = None
         self._unfinished_s = -math.inf
         """When it was seen last not to be finished (monotonic clock)."""
 
     def __repr__(self) -> str:
         return f"<mtask bag {self.name!r}>"
+
+    @property
+    def table(self) -> Table:
+        return self._manager.table
 
     @property
     def info(self) -> Bag:
@@ -85,8 +91,26 @@ class BagHandle:
         self._unfinished_s = now_s
         return False
 
+    def then(self) -> BagHandle | None:
+        """The bag of the task that runs when this one is done (`Spec.then`); None: there is none, or not yet.
+
+        Who asks sends that task, if nobody has."""
+        info = self.info
+        if self._then is None and info.spec.then:
+            from mtask.reducing import send_when_done, then_name
+
+            manager = self._manager
+            if send_when_done(manager.queue, manager.table, info):
+                manager.flush()
+                self._then = BagHandle(manager, then_name(self.name))
+        return self._then
+
+    def finished_all(self) -> bool:
+        """Is it finished, with the task that comes after it, if one does? After a failure none does."""
+        return self.finished() and ((then := self.then()) is None or then.finished())
+
     def wait(self, *, progress: bool = False, timeout_s: float | None = None) -> Counts:
-        """Return when the bag is finished. Workers elsewhere do the work; what HTCondor brings back is recorded.
+        """Return when the bag is finished, and what comes after it (`then`). Workers elsewhere do the work; what HTCondor brings back is recorded.
 
         With `progress`, a bar is shown. Raises TimeoutError after `timeout_s`.
         """
@@ -94,7 +118,7 @@ class BagHandle:
 
         with Progress(self, shown=progress) as bar:
             began_s = time.monotonic()
-            while self._collected(bar.say) or not self.finished():
+            while self._collected(bar.say) or not self.finished_all():
                 waited_s = time.monotonic() - began_s
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
@@ -118,6 +142,16 @@ class BagHandle:
     ) -> Iterator[Result]:
         """The rows so far, in the order of the tasks; streams."""
         return self._manager.table.results(self.name, states=states, indexes=indexes)
+
+    def follow(self, *, states: Collection[State] | None = None) -> Iterator[Result]:
+        """The row of each task, those that are there and then each soon after its task has ended, until the bag is
+        finished (an open one: sealed, and all have ended) or cancelled.
+
+        A task that `retry` sends again comes again. The order is that of the tasks only by chance.
+        """
+        from mtask.follow import follow
+
+        return follow(self, states, lambda: self._collected(lambda _: None))
 
     def attempts(self) -> Iterator[Result]:
         """The failed attempts that were followed by another, in the order of the tasks; streams."""
@@ -153,22 +187,26 @@ class BagHandle:
 
         holds = None if where is None else parse_where(where)
         manager = self._manager
+        manager.collect()
         info = self.info
         with Bill(manager.queue, manager.table) as bill:
             bill.uid = info.uid
             sent = retry(manager.queue, manager.table, info, states=states, indexes=indexes, where=holds)
+            if info.spec.then:
+                self.then()
             manager.flush()
         return sent
 
     def repair(self) -> int:
         """Send every task again that has no row, as after the loss of a queue; returns how many.
 
-        Raises UsageError for a bag that is still being submitted, or was cancelled.
+        Raises UsageError for a bag that is still being submitted as a whole, or was cancelled.
         """
         from mtask.resend import repair
 
         info = self.info
-        if info.state not in (BagState.SEALED, BagState.RESENDING):
+        whole = (BagState.SEALED, BagState.RESENDING, *([BagState.OPEN] if info.endless else ()))
+        if info.state not in whole:
             how = (
                 "was cancelled; retry takes it up again"
                 if info.state is BagState.CANCELLED
@@ -179,8 +217,25 @@ class BagHandle:
         with Bill(self._manager.queue, self._manager.table) as bill:
             bill.uid = info.uid
             sent = repair(self._manager.queue, self._manager.table, info)
-            self._manager.flush()
+            if info.spec.then:
+                self.then()
+            sent -= self._manager.flush()
         return sent
+
+    def seal(self) -> None:
+        """Nothing can be added to this open bag from now on: it is finished when its tasks have ended.
+
+        Raises UsageError for a bag that never was open.
+        """
+        from mtask.append import seal
+
+        manager, info = self._manager, self.info
+        with Bill(manager.queue, manager.table) as bill:
+            bill.uid = info.uid
+            seal(manager.queue, manager.table, info)
+            if info.spec.then:
+                self.then()
+            manager.flush()
 
     def cancel(self) -> None:
         """Run nothing more of this bag; workers stop what they run of it within seconds."""

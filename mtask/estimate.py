@@ -20,7 +20,7 @@ from mtask.registry import backend
 from mtask.settings import Urls
 
 if TYPE_CHECKING:
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
 
 __all__ = ["RESULT_BYTES", "Estimate", "Load", "estimate"]
 
@@ -80,7 +80,7 @@ def estimate(prepared: Prepared, urls: Urls, *, result_bytes: int = RESULT_BYTES
 
 
 def _message_sizes(prepared: Prepared) -> tuple[list[int], int]:
-    """Of each message, and of all rows in them: as `mtask.submit.send` makes them."""
+    """Of each message, and of all rows in them: as `mtask.submitting.send` makes them."""
     bag = Bag(name="estimate", spec=prepared.spec, columns=prepared.columns)
     lanes = [lane.name for lane in prepared.placing.lanes(bag.uid)]
     sizes, rows_bytes = [], 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mtask.bag import BagHandle
 
-__all__ = ["FORMATS", "OWN_COLUMNS", "Rows", "to_pandas", "write"]
+__all__ = ["FORMATS", "OWN_COLUMNS", "Rows", "csv_cell", "to_pandas", "write"]
 
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 BATCH = 10_000
@@ -85,13 +85,11 @@ class Rows:
             while task is not None and task.index < result.index:
                 task = next(tasks, None)
             params = list(task.params.values()) if task is not None else [None] * len(self.params)
-            yield [
-                result.index,
-                *params,
-                result.state.value,
-                *self._values(result),
-                *(f(result) for f in _OWN.values()),
-            ]
+            yield self._joined(result, params)
+
+    def _joined(self, result: Result, params: list[Any]) -> list[Any]:
+        own = (f(result) for f in _OWN.values())
+        return [result.index, *params, result.state.value, *self._values(result), *own]
 
     def _results(self) -> Iterator[Result]:
         results = self._bag.attempts() if self._attempts else self._bag.results(states=self._states)
@@ -157,12 +155,13 @@ def _write_csv(rows: Rows, file: IO[Any]) -> int:
     writer.writerow(rows.columns)
     count = 0
     for row in rows:
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow([csv_cell(value) for value in row])
         count += 1
     return count
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """What stands for a value in a CSV file: what is nested is JSON."""
     if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         return value
     return msgspec.json.encode(value).decode()

@@ -11,12 +11,12 @@ import msgspec
 from mtask.model import Block
 from mtask.values import to_json_able
 
-__all__ = ["Chain", "Seen", "heads"]
+__all__ = ["Chain", "Seen", "heads", "key_of"]
 
 _encode = msgspec.json.Encoder(enc_hook=to_json_able, order="deterministic").encode
 
 
-def _of(value: Any) -> int | None:
+def key_of(value: Any) -> int | None:
     """A short stand-in for a value; None for an empty one, which is no key: such tasks have nothing in common.
 
     64 bits hardly ever agree by chance (once in 37 million bags of a million).
@@ -37,7 +37,7 @@ class Seen:
         """Of each value, in order: is it the first of its kind?"""
         found = []
         for value in values:
-            key = _of(value)
+            key = key_of(value)
             found.append(key is None or key not in self._keys)
             self._keys.add(key)
         self.repeated += len(found) - sum(found)
@@ -55,7 +55,7 @@ class Chain:
     def add(self, values: Iterable[Any]) -> None:
         """The keys of the next tasks, in order."""
         for value in values:
-            key = _of(value)
+            key = key_of(value)
             if key is not None:
                 if key in self._last:
                     self.then[self._last[key]] = self._index

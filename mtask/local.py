@@ -130,7 +130,7 @@ def worker_options(spec: Spec, slots: int, workshop: Workshop) -> Options:
     from mtask.worker.options import Options
 
     tags = tuple(tag for tag in spec.tags if not tag.startswith("!"))
-    options = Options(slots=slots, path=(str(workshop.folder),), tags=tags)
+    options = Options(slots=slots, path=(str(workshop.folder),), tags=tags, submits=False)
     if lacking := found(options).lacks(spec.requires):
         raise UsageError(f"the tasks need {lacking}, which this machine, with {slots} slots, doesn't have")
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
@@ -20,13 +21,13 @@ from mtask.settings import Urls, find_urls
 from mtask.table import Table
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
+    from mtask.append import Known
     from mtask.sources import Source
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
 
-__all__ = ["Manager", "connect", "make_spec"]
+__all__ = ["Manager", "connect", "make_spec", "source_of"]
 
 
 def connect(queue: str | None = None, table: str | None = None) -> Manager:
@@ -52,6 +53,8 @@ class Manager:
         """`place`: where they are, for people; `urls`: from where they were opened, which tells what they cost."""
         self.queue, self.table, self.place = Lanes.over(queue), table, place
         self._urls = urls
+        self._known: dict[str, Known] = {}
+        """The keys of open bags, by uid."""
         main = self.queue.main
         self._hands_out = main if isinstance(main, HandsOut) else None
         if self._hands_out is not None:
@@ -87,6 +90,8 @@ class Manager:
         on_checked: Callable[[Prepared], None] | None = None,
         on_sent: Callable[[int], None] | None = None,
         row_needs: bool = True,
+        open: bool = False,  # noqa: A002 as the option
+        seal: bool = False,
         **options: Any,
     ) -> BagHandle:
         """Check all tasks, then store and send them.
@@ -95,49 +100,97 @@ class Manager:
         with `columns`, or a pandas DataFrame. One of `call` ("module:function", or a function that
         can be imported), `run` (a command template) and `shell` (a script) says what to run; without
         any, the column `command` does. `options` are fields of `Spec`: retries, timeout_s, per_message, …;
-        also as people write them: memory="8GB", tags="blast,eu", priority="high", rate="10/s". The columns
+        also as people write them: memory="8GB", tags="blast,eu", priority="high", rate="10/s".
+        `inputs` and `outputs`: name → URL, with {column}s; see docs/staging.md. The columns
         cpus, memory, gpus, tags and priority say it of their row alone, unless `row_needs` is False.
         `on_checked` is called when all tasks are right and none is sent, and may raise.
         The same call again goes on with a submit that was interrupted.
+
+        With `open`, the tasks are added to the open bag of this name, which is made if there is none: any number of
+        submits, also at once, until one of them says `seal`, or `BagHandle.seal` does. The same tasks once more are
+        the same submit, and add nothing; with `key`, nor does a task whose key is in the bag already.
 
         Raises InputError for a wrong task and UsageError for a wrong call, with nothing sent, and
         BagExistsError when `bag` names other tasks.
         """
         from mtask.resend import repair
-        from mtask.submit import check_name, claim, prepare, send
+        from mtask.submitting import check_name, claim, prepare, repacked, send
 
         if bag is not None:
             check_name(bag)
-        source, wish = _source(tasks, columns)
+        elif open or seal:
+            raise UsageError("an open bag needs a name: --bag NAME")
+        source, wish = source_of(tasks, columns)
         options.setdefault("growth", self.queue.limits.growth)
         spec = make_spec(call=call, run=run, shell=shell, columns=source.columns, **options)
         self._check_keep(spec)
         if self._hands_out is not None:
             self._hands_out.check(spec)
+            if spec.then:
+                raise UsageError(
+                    f"--then: {self.place} runs tasks where they can't read the results of others; leave it out"
+                )
         prepared = prepare(source, spec, on_rows=on_rows, row_needs=row_needs)
         try:
             if on_checked is not None:
                 on_checked(prepared)
+            if bag is not None and (open or seal):
+                return self._append(prepared, bag, on_sent, seal=seal)
             with Bill(self.queue, self.table) as bill:
                 claimed = claim(self.table, prepared, wish if bag is None else bag, explicit=bag is not None)
                 bill.uid = claimed.uid
+                prepared = repacked(prepared, claimed.spec.growth)
                 if claimed.state is BagState.RESENDING:
                     repair(self.queue, self.table, claimed)
                 send(self.queue, self.table, claimed, prepared, on_sent=on_sent)
+                if spec.then:  # workers may have been done before it was sealed
+                    BagHandle(self, claimed.name).then()
                 self.flush()
         finally:
             prepared.spool.close()
         return BagHandle(self, claimed.name)
+
+    def _append(
+        self, prepared: Prepared, name: str, on_sent: Callable[[int], None] | None, *, seal: bool
+    ) -> BagHandle:
+        from mtask.append import Known, add, open_bag, rows_of
+
+        with Bill(self.queue, self.table) as bill:
+            bag, lanes = open_bag(
+                self.table,
+                name,
+                prepared.spec,
+                prepared.columns,
+                prepared.placing.kinds,
+                source=prepared.source,
+            )
+            bill.uid = bag.uid
+            if prepared.total:
+                add(
+                    self.queue,
+                    self.table,
+                    bag,
+                    rows_of(prepared.spool.blocks(name, lanes)),
+                    submit=prepared.digest,
+                    digest=prepared.digest,
+                    known=self._known.setdefault(bag.uid, Known()) if bag.spec.key else None,
+                    on_sent=on_sent,
+                )
+            self.flush()
+        handle = BagHandle(self, name)
+        if seal:
+            handle.seal()
+        return handle
 
     @property
     def hands_out(self) -> bool:
         """Does the queue's vendor run the messages itself, without workers of ours?"""
         return self._hands_out is not None
 
-    def flush(self) -> None:
-        """Where the vendor runs the messages itself: all that was sent is with it when this returns."""
-        if self._hands_out is not None:
-            self._hands_out.flush()
+    def flush(self) -> int:
+        """Where the vendor runs the messages itself: all that was sent is with it when this returns. How many of
+        the tasks that were to be sent again were left out, because it had them already."""
+        return self._hands_out.flush() if self._hands_out is not None else 0
 
     def collect(self) -> int:
         """Where the vendor runs the messages itself (HTCondor): record what has come back; how many rows.
@@ -201,6 +254,7 @@ def make_spec(
     `options` as `placing.spec_fields` takes them. Raises UsageError.
     """
     from mtask.placing import spec_fields
+    from mtask.staging import staged_columns
     from mtask.template import Template
 
     given = [name for name, value in (("call", call), ("run", run), ("shell", shell)) if value is not None]
@@ -208,10 +262,13 @@ def make_spec(
         raise UsageError(f"say one of --call, --run and --shell, not {' and '.join('--' + g for g in given)}")
     try:
         options = spec_fields(options)
+        for name in ("inputs", "outputs"):
+            options[name] = {key: os.fspath(url) for key, url in (options.get(name) or {}).items()}
+        columns = staged_columns(columns, options["inputs"], options["outputs"])
         if call is not None:
             return Spec(kind="call", target=(call if isinstance(call, str) else _name_of(call),), **options)
         if run is not None:
-            return Spec(kind="run", target=Template.parse(run, tuple(columns)).words, **options)
+            return Spec(kind="run", target=Template.parse(run, columns).words, **options)
         if shell is not None:
             return Spec(kind="shell", target=(shell,), **options)
         return Spec(kind="command", **options)
@@ -229,10 +286,8 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
-def _source(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
+def source_of(tasks: Any, columns: Sequence[str] | None) -> tuple[Source, str]:
     """The source, and a name for the bag if none is given."""
-    import os
-
     from mtask.sources import RowsSource, open_source
 
     if isinstance(tasks, str | os.PathLike):

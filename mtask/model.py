@@ -40,7 +40,7 @@ __all__ = [
 
 YEAR_10000 = 253_402_300_800.0
 
-MESSAGE_VERSION = 4
+MESSAGE_VERSION = 5
 """Of the newest messages; each is sent with the lowest version that reads it rightly. See `Message.decode`."""
 SERIAL_VERSION = 2
 """Messages with `then`."""
@@ -48,6 +48,8 @@ FRONT_VERSION = 3
 """Messages in a lane that isn't one of their bag's, but the front one of it."""
 GUARDED_VERSION = 4
 """Messages with `runs_at`."""
+STAGED_VERSION = 5
+"""Messages of bags with inputs or outputs."""
 
 ID_COLUMN = "id"
 COMMAND_COLUMN = "command"
@@ -66,7 +68,7 @@ class State(StrEnum):
 
 
 class BagState(StrEnum):
-    """`open`: tasks may be added; `sealed`: all are there; `resending`: all are there, and some are
+    """`open`: tasks may be added, or are being submitted; `sealed`: all are there; `resending`: all are there, and some are
     being sent again; `cancelled`: nothing of it runs any more."""
 
     OPEN = "open"
@@ -93,6 +95,8 @@ class Reason(StrEnum):
     """The workers that ran it died, `max_deliveries` times."""
     MEMORY = "memory"
     """It took more than it may."""
+    STAGING = "staging"
+    """An input could not be fetched, or an output was not written or could not be put in its place."""
     EXPIRED = "expired"
 
 
@@ -116,6 +120,8 @@ class Bag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Number of tasks; final when sealed."""
     sent: int = 0
     """Tasks [0, sent) were certainly sent to the queue once."""
+    endless: bool = False
+    """May tasks be added to it by further submits until it is sealed? See `mtask.append`."""
     source: str = ""
     """Where the tasks came from, for people."""
     created_at: float = msgspec.field(default_factory=time.time)
@@ -220,7 +226,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             expires_at=None if bag.spec.expires_s is None else bag.created_at + bag.spec.expires_s,
             lane=block.lane,
             then=block.then,
-            v=1 if block.then is None else SERIAL_VERSION,
+            v=least_version(bag.spec, block.then),
         )
 
     @classmethod
@@ -394,6 +400,13 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True):
 def as_id(value: Any) -> str:
     """A user's own name for a task, as text."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def least_version(spec: Spec, then: int | None) -> int:
+    """Of a message that is in a lane of its bag's and held by nobody."""
+    if spec.staged:
+        return STAGED_VERSION
+    return 1 if then is None else SERIAL_VERSION
 
 
 class _Versioned(msgspec.Struct):

@@ -16,6 +16,7 @@ from mtask.spec import MOST, Spec
 __all__ = [
     "MOST_LANES",
     "Placing",
+    "lanes_of",
     "parse_cpus",
     "parse_gpus",
     "parse_memory",
@@ -179,11 +180,7 @@ class Placing:
 
     def lanes(self, uid: str) -> list[Lane]:
         """Of a bag with this uid, by their numbers."""
-        spec = self._spec
-        return [
-            Lane.of(priority, requires, uid=uid, max_running=spec.max_running, rate=spec.rate)
-            for priority, requires in self.kinds
-        ]
+        return lanes_of(self._spec, self.kinds, uid)
 
     def _number(self, chunk: Chunk, row: int, values: Sequence[Any]) -> int:
         priority, requires = self._spec.priority, self._spec.requires
@@ -215,6 +212,14 @@ class Placing:
             f"there are more than {MOST_LANES} different values of {columns}, and each takes a queue of its own; "
             "round them up, as to 1, 2, 4, 8GB"
         )
+
+
+def lanes_of(spec: Spec, kinds: Iterable[tuple[int, Requirements]], uid: str) -> list[Lane]:
+    """Those of a bag's tasks with these priorities and needs."""
+    return [
+        Lane.of(priority, requires, uid=uid, max_running=spec.max_running, rate=spec.rate)
+        for priority, requires in kinds
+    ]
 
 
 def _with(requires: Requirements, name: str, value: Any) -> Requirements:

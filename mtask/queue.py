@@ -169,8 +169,9 @@ class HandsOut(Protocol):
         """Raises UsageError for a bag that can't be run this way."""
         ...
 
-    def flush(self) -> None:
-        """All that was sent is with the vendor when this returns."""
+    def flush(self) -> int:
+        """All that was sent is with the vendor when this returns; of those sent with `check`, how many tasks were
+        left out since the last flush, because the vendor had them already."""
         ...
 
     def collect(self) -> int:

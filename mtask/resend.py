@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
+from mtask.append import is_open, mark_resending
 from mtask.errors import UsageError
 from mtask.keys import heads
 from mtask.model import Bag, BagState, Block, Message, Result, State
@@ -35,16 +36,11 @@ def retry(
     """
     if State.DONE in states:
         raise UsageError("tasks that are done are not run again; submit them as another bag")
-    if bag.state is BagState.OPEN:
+    if bag.state is BagState.OPEN and not bag.endless:
         raise UsageError(f"the bag {bag.name!r} is still being submitted; retry when it is complete")
-    generation = bag.generation
-    if bag.state is BagState.CANCELLED:
-        generation += 1  # messages of before the cancel are void from here on: they may be anywhere
-    # A kill between here and the end leaves this mark, by which the next one goes on.
-    table.update_bag(bag.name, state=BagState.RESENDING, generation=generation)
+    unfinished, bag = _begin(table, bag)
     if bag.lanes:
         table.put_lanes(bag.lanes)
-    unfinished, bag = bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
     sent = _send_missing(queue, table, bag) if unfinished else 0
     results = table.results(bag.name, states=states, indexes=indexes)
     wanted = (result.index for result in results if where is None or where(result))
@@ -57,19 +53,43 @@ def retry(
             table.retract(bag.name, [message.first for message in batch])
             _send(queue, batch)
         sent += len(batch)
-    table.update_bag(bag.name, state=BagState.SEALED)
+    _end(table, bag)
     return sent
+
+
+def _begin(table: Table, bag: Bag) -> tuple[bool, Bag]:
+    """A kill between here and `_end` leaves a mark, by which the next one goes on. Does this one?"""
+    generation = bag.generation
+    if bag.state is BagState.CANCELLED:
+        generation += 1  # messages of before the cancel are void from here on: they may be anywhere
+    if is_open(table, bag):
+        marked = mark_resending(table, bag, True)
+        if bag.state is BagState.CANCELLED:
+            table.update_bag(bag.name, state=BagState.OPEN, generation=generation)
+        return marked or bag.state is BagState.CANCELLED, table.bag(bag.name)
+    table.update_bag(bag.name, state=BagState.RESENDING, generation=generation)
+    return bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
+
+
+def _end(table: Table, bag: Bag) -> None:
+    """All is sent that was to be."""
+    if bag.endless:
+        mark_resending(table, bag, False)
+    if not is_open(table, bag):  # or no longer
+        table.update_bag(bag.name, state=BagState.SEALED)
 
 
 def repair(queue: Queue, table: Table, bag: Bag) -> int:
     """Send every task that has no row, as after the loss of a queue; returns how many.
 
     What is in the queue all the same is in it twice then: workers look for the rows of such tasks
-    before they run them, so that only one that is running just now is run twice.
+    before they run them, so that only one that is running just now is run twice. A queue that knows what is in it
+    (`HandsOut`) leaves out what it has.
     """
-    sent = _send_missing(queue, table, bag)
-    if bag.state is BagState.RESENDING:
-        table.update_bag(bag.name, state=BagState.SEALED)
+    # What was added to an open bag may have been submitted long after the bag.
+    sent = _send_missing(queue, table, bag, expires_at=_expires_at(bag) if bag.endless else None)
+    if bag.endless or bag.state is BagState.RESENDING:
+        _end(table, bag)
     return sent
 
 
@@ -109,9 +129,11 @@ def _without_row(table: Table, bag: Bag) -> Iterator[Message]:
         yield from (Message.of(bag, block, check=True) for block in heads(table.blocks(bag.name), missing))
         return
     for block in table.blocks(bag.name):
+        if block.first + block.count > bag.total:
+            return  # being added to an open bag: whoever does that sends it
         indexes = range(block.first, block.first + block.count)
         left = sorted(set(indexes) - table.recorded(bag.name, indexes))
-        if len(left) == block.count:
+        if len(left) == block.count and block.count <= (bag.spec.tasks_per_message or block.count):
             yield Message.of(bag, block, check=True)
         else:
             yield from _singles(bag, [block], iter(left))

@@ -8,7 +8,7 @@ import msgspec
 
 from mtask.requirements import Requirements
 
-__all__ = ["GROWTH", "MOST", "Kind", "Spec"]
+__all__ = ["GROWTH", "MOST", "Kind", "Spec", "differs"]
 
 GROWTH = 250
 MOST = 2**53
@@ -70,6 +70,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of tasks with the same value in this column, only the first is submitted."""
     serial: str = ""
     """Tasks with the same value in this column run one after the other, in their order."""
+    inputs: dict[str, str] = {}
+    """Name → URL, with {column}s: fetched before each attempt, which gets a path by this name."""
+    outputs: dict[str, str] = {}
+    """Name → URL, with {column}s: what an attempt that succeeded wrote to the path of this name goes there."""
+    then: str = ""
+    """"module:function" that is called with all results when every task is done; see `mtask.reducing`."""
     per_message: int | None = None
     """Most tasks in a message; None lets the number grow with the bag."""
     growth: int = GROWTH
@@ -113,6 +119,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
 
     @property
+    def staged(self) -> bool:
+        """Has it anything to be fetched or to be put somewhere?"""
+        return bool(self.inputs or self.outputs)
+
+    @property
     def requires(self) -> Requirements:
         """What each task needs whose row doesn't say otherwise."""
         return Requirements(
@@ -134,3 +145,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def title(self) -> str:
         """One line for people."""
         return " ".join(self.target) if self.target else "column 'command'"
+
+
+def differs(there: Spec, here: Spec) -> str | None:
+    """In what a stored spec differs from the one of now; None: in nothing."""
+    if (there.kind, there.target) != (here.kind, here.target):
+        return f"runs something else ({there.title})"
+    # "In two hours" is another time when it is said again, and growth is the queue's affair: see `repacked`.
+    here = msgspec.structs.replace(here, not_before_at=there.not_before_at, growth=there.growth)
+    if there == here:
+        return None
+    changed = (name for name in Spec.__struct_fields__ if getattr(there, name) != getattr(here, name))
+    options = ", ".join(f"{name}={getattr(there, name)} (now {getattr(here, name)})" for name in changed)
+    return f"has other options: {options}"

@@ -69,6 +69,8 @@ class BagStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the bag has used so far; None: nothing that anybody bills, or it wasn't asked for."""
     unserved: tuple[str, ...] = ()
     """What none of the workers can do, of what its tasks need; or why HTCondor doesn't run some of them."""
+    open: bool = False
+    """May tasks be added to it?"""
     elsewhere: str = ""
     """What its messages do just now, where the queue's vendor runs them and not a worker."""
 
@@ -128,6 +130,7 @@ def status_of(table: Table, bag: BagHandle, *, failures: bool = True, cost: bool
         workers=workers,
         cost=bag.cost(known) if cost else None,
         unserved=waits,
+        open=info.endless and info.state is BagState.OPEN,
         elsewhere=elsewhere,
     )
 

@@ -1,6 +1,6 @@
-"""What a task may ask and say while it runs: `mtask.stopping`, `checkpoint_dir`, `Retry`, `Fail`.
+"""What a task may ask and say while it runs: `mtask.stopping`, `checkpoint_dir`, `submit`, `Retry`, `Fail`.
 
-Outside a task, `stopping` is False and `checkpoint_dir` raises UsageError. A command finds the same
+Outside a task, `stopping` is False, and `checkpoint_dir` and `submit` raise UsageError. A command finds the same
 in its environment: MTASK_CHECKPOINT_DIR, a place that it makes itself; and SIGTERM tells it to stop.
 """
 
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mtask import urls
 from mtask.errors import MtaskError, UsageError
 
-__all__ = ["Context", "Fail", "Retry", "checkpoint_dir", "set_context", "stopping"]
+if TYPE_CHECKING:
+    from mtask.sources import Source
+
+__all__ = ["Context", "Fail", "Retry", "checkpoint_dir", "set_context", "stopping", "submit"]
 
 
 class Retry(MtaskError):
@@ -44,6 +48,10 @@ class Context(msgspec.Struct, kw_only=True):
     stopping: Callable[[], bool]
     has_checkpoint: bool = False
     """Did it ask for its place?"""
+    ask: Callable[[bytes], bytes] | None = None
+    """Has the worker submit tasks; see `mtask.worker.submits`."""
+    submitted: int = 0
+    """How often it did."""
 
 
 _current: Context | None = None
@@ -73,6 +81,54 @@ def checkpoint_dir() -> str:
     return place
 
 
+def submit(
+    tasks: str | os.PathLike[str] | Iterable[Any] | Source,
+    *,
+    bag: str,
+    call: str | Callable[..., Any] | None = None,
+    run: str | None = None,
+    shell: str | None = None,
+    columns: Sequence[str] | None = None,
+    row_needs: bool = True,
+    **options: Any,
+) -> None:
+    """Add tasks to an open bag, over the queue and the table of the worker that runs this task.
+
+    The bag is made if there is none, and stays open until somebody seals it. The arguments are those of
+    `Manager.submit`. They are stored and sent when this returns, whatever becomes of the task then.
+
+    However often the task runs, its tasks are added once: its first submit, its second, and so on, are known by
+    these numbers. What an earlier attempt has added stays, even if another one would submit something else; so what is
+    submitted should depend on the task's parameters alone.
+
+    Raises UsageError where it can't be (outside a task, on a queue to which workers can't send), and as
+    `Manager.submit` does.
+    """
+    if _current is None or _current.ask is None:
+        raise UsageError(
+            "mtask.submit is for tasks, while they run; elsewhere: with mtask.connect() as mt: mt.submit(…, open=True)"
+        )
+    from mtask.worker.submits import asked
+
+    _current.submitted += 1
+    asked(
+        _current.ask,
+        f"{_current.uid}/{_current.index}/{_current.submitted}",
+        bag,
+        tasks,
+        columns,
+        row_needs=row_needs,
+        **{"call": call, "run": run, "shell": shell, **options},
+    )
+
+
+def asks() -> Callable[[bytes], bytes]:
+    """The way to the worker of the task that runs. Raises UsageError outside of one."""
+    if _current is None or _current.ask is None:
+        raise UsageError("this is for tasks, while they run")
+    return _current.ask
+
+
 def rooted(checkpoints: str) -> str:
     """The same place, whatever becomes of the working directory."""
     return checkpoints if "://" in checkpoints else os.path.abspath(checkpoints)
@@ -93,7 +149,7 @@ def check(checkpoints: str) -> None:
             with open(os.path.join(checkpoints, probe), "x") as file:
                 os.unlink(file.name)
         else:
-            filesystem, path = _filesystem(checkpoints)
+            filesystem, path = urls.filesystem(checkpoints)
             filesystem.pipe_file(f"{path}/{probe}", b"probe")
             filesystem.rm_file(f"{path}/{probe}")
 
@@ -104,7 +160,7 @@ def make(place: str) -> None:
         if "://" not in place:
             os.makedirs(place, exist_ok=True)
         else:
-            filesystem, path = _filesystem(place)
+            filesystem, path = urls.filesystem(place)
             filesystem.makedirs(path, exist_ok=True)
 
 
@@ -116,7 +172,7 @@ def remove(place: str) -> None:
 
             shutil.rmtree(place, ignore_errors=True)
         return
-    filesystem, path = _filesystem(place)
+    filesystem, path = urls.filesystem(place)
     with contextlib.suppress(FileNotFoundError):
         filesystem.rm(path, recursive=True)
 
@@ -126,15 +182,6 @@ def _told(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a file system may raise what it likes
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"no checkpoint can be saved in {place}: {said or type(error).__name__}") from error
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """An fsspec file system, and the path in it."""
-    try:
-        import fsspec
-    except ModuleNotFoundError:
-        raise UsageError("pip install 'mtask[checkpoints]' (fsspec)") from None
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, path
+        raise UsageError(
+            f"no checkpoint can be saved in {urls.shown(place)}: {urls.said_by(error)}"
+        ) from error

@@ -31,6 +31,8 @@ __all__ = [
     "shell_environment",
     "split_command",
     "text_of",
+    "text_parts",
+    "variable_problem",
 ]
 
 MOST_TEXT_BYTES = 128 * 1024 - 64
@@ -237,25 +239,37 @@ def shell_environment(columns: Sequence[str]) -> Callable[[Sequence[Any]], dict[
     programs run, or that the shell itself sets.
     """
     for name in columns:
-        if not _NAME.fullmatch(name):
-            fixed = re.sub(r"[^A-Za-z0-9_]", "_", name)
-            reason = f"can't be the name of an environment variable; rename it, to {'_' * fixed[:1].isdigit()}{fixed}"
-        elif _STEERING.fullmatch(name):
-            reason = f"would change how programs run, as the environment variable {name}; rename it"
-        elif _SHELLS_OWN.fullmatch(name):
-            reason = (
-                "is a variable that the shell sets itself, so the script wouldn't see the value; rename it"
+        if problem := variable_problem(name):
+            raise UsageError(
+                f"--shell gives each column to the script as an environment variable: {name!r} {problem}"
             )
-        else:
-            continue
-        raise UsageError(
-            f"--shell gives each column to the script as an environment variable: {name!r} {reason}"
-        )
     names = tuple(columns)
     return lambda row: dict(zip(names, map(text_of, row), strict=True))
 
 
+def variable_problem(name: str) -> str:
+    """Why a script can't have an environment variable of this name; empty when it can."""
+    if not _NAME.fullmatch(name):
+        fixed = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        return (
+            f"can't be the name of an environment variable; rename it, to {'_' * fixed[:1].isdigit()}{fixed}"
+        )
+    if _STEERING.fullmatch(name):
+        return f"would change how programs run, as the environment variable {name}; rename it"
+    if _SHELLS_OWN.fullmatch(name):
+        return "is a variable that the shell sets itself, so the script wouldn't see the value; rename it"
+    return ""
+
+
 # Reading a template.
+
+
+def text_parts(text: str, columns: Sequence[str]) -> list[str | int]:
+    """A text with {column}s in it, in pieces: literal, or the index of a column. Raises UsageError."""
+    try:
+        return _parts(text, columns)
+    except _BraceError as error:
+        raise _pointing(text, error.at, str(error)) from None
 
 
 class _BraceError(ValueError):

@@ -7,10 +7,10 @@
                                              back, and `mtask wait` or `mtask collect` records them
     condor:///reads?folder=/scratch/reads    where messages and results lie  [.mtask/condor/SCHEDD/reads]
     …&disk=2GB&grace_s=40&split_after_s=60   what jobs ask for; the time to stop when a node is taken away; how long
-                                             a message may take before it is cut into smaller ones
+                                             a message may take before it is cut into smaller ones  [none is cut]
 
 A job is started on its message by HTCondor alone: there is no worker that receives. Retries, and the pieces of a
-message that takes too long, are brought back with the results, and sent by whoever records these.
+message that is cut, are brought back with the results, and sent by whoever records these.
 
 HTCondor also starts workers for any other queue: `mtask fleet up condor`, see `mtask_condor.fleet`.
 """

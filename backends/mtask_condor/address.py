@@ -39,7 +39,8 @@ class Address(NamedTuple):
     """Asked for by each job."""
     grace_s: float
     """Between SIGTERM and SIGKILL, when a node is taken away."""
-    split_after_s: float
+    split_after_s: float | None
+    """None: nothing is cut."""
 
 
 def address_of(url: str) -> Address:
@@ -70,7 +71,7 @@ def address_of(url: str) -> Address:
         direct=given.get("table") == "direct",
         disk_kib=_disk_kib(url, given.get("disk")),
         grace_s=_seconds(url, given, "grace_s", 40.0),
-        split_after_s=_seconds(url, given, "split_after_s", 60.0),
+        split_after_s=_seconds(url, given, "split_after_s", 60.0) if "split_after_s" in given else None,
     )
 
 

@@ -2,7 +2,7 @@
 
     order.json     what they have in common, for the nodes
     head.json      the same for this side; complete (with `ranges`) from when no message is added any more
-    cluster        its number, from when it was submitted
+    cluster        its number and its schedd, from when it was submitted
     log            what HTCondor says of its jobs
     0.in, 1.in …   the messages, until their results are recorded, or they were removed
     0.out, 0.err   what the job of a message brought back, and what it complained about
@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -30,7 +30,7 @@ from mtask.model import Message
 from mtask.requirements import Lane
 from mtask_condor.order import Order
 
-__all__ = ["Batch", "Filling", "Head", "abandoned", "storing"]
+__all__ = ["Batch", "Filling", "Head", "abandoned", "storing", "unsealed"]
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,9 +73,10 @@ class Filling:
     def __init__(self, folder: Path, head: Head, order: Order, *, kept: bool = True) -> None:
         """`kept`: is it to be completed if this process dies?"""
         self.id = secrets.token_hex(6)
-        self._folder, self._head = folder, head
+        self._folder, self.head = folder, head
         self._path = folder / f".{self.id}"
-        self._ranges: list[tuple[int, int]] = []
+        self.ranges: list[tuple[int, int]] = []
+        """Of each message so far: its first task, and how many."""
         new = folder / f".new-{self.id}"  # a name that nobody looks for, until it is locked
         new.mkdir(mode=0o700)
         self._lock = (new / "filling").open("wb") if kept else None
@@ -87,17 +88,17 @@ class Filling:
 
     @property
     def count(self) -> int:
-        return len(self._ranges)
+        return len(self.ranges)
 
     def add(self, message: Message) -> None:
-        number = len(self._ranges)
+        number = len(self.ranges)
         (self._path / f"{number}.out").touch()  # the first start finds one, as any later one does
         _write(self._path / f"{number}.in", message.encode())
-        self._ranges.append((message.first, message.count))
+        self.ranges.append((message.first, message.count))
 
     def seal(self, sources: Sequence[tuple[str, int]] = ()) -> Batch:
         try:
-            return _sealed(self._path, self._folder / self.id, self._head, self._ranges, sources)
+            return _sealed(self._path, self._folder / self.id, self.head, self.ranges, sources)
         finally:
             if self._lock is not None:
                 self._lock.close()
@@ -120,6 +121,21 @@ def abandoned(folder: Path) -> Iterator[Batch]:
             continue
         except (FileNotFoundError, ValueError):  # it had only begun: no message was in it
             shutil.rmtree(path, ignore_errors=True)
+
+
+def unsealed(folder: Path, own: Collection[Filling] = ()) -> Iterator[tuple[Head, tuple[int, int]]]:
+    """The messages (head of their batch; first task, and how many) of batches that somebody fills just now: this
+    process those of `own`."""
+    yield from ((filling.head, range_) for filling in own for range_ in filling.ranges)
+    known = {f".{filling.id}" for filling in own}
+    for path in folder.glob(".????????????"):
+        if path.name in known:
+            continue
+        try:
+            head = msgspec.json.decode((path / "head.json").read_bytes(), type=Head)
+        except (FileNotFoundError, ValueError):
+            continue
+        yield from ((head, range_) for range_ in _ranges_in(path))
 
 
 def _ranges_in(path: Path) -> Iterator[tuple[int, int]]:
@@ -173,12 +189,19 @@ class Batch:
     def cluster(self) -> int | None:
         """None: not submitted, as far as is known."""
         try:
-            return int((self.path / "cluster").read_text())
-        except (FileNotFoundError, ValueError):
+            return int((self.path / "cluster").read_text().split()[0])
+        except (FileNotFoundError, ValueError, IndexError):
             return None
 
-    def submitted(self, cluster: int) -> None:
-        _write(self.path / "cluster", str(cluster).encode())
+    def schedd(self) -> str:
+        """The full name of the one that it was submitted to; empty: not known."""
+        try:
+            return (self.path / "cluster").read_text().partition(" ")[2]
+        except FileNotFoundError:
+            return ""
+
+    def submitted(self, cluster: int, schedd: str) -> None:
+        _write(self.path / "cluster", f"{cluster} {schedd}".encode())
 
     def live(self) -> set[int]:
         """Messages that aren't done with."""
@@ -191,6 +214,13 @@ class Batch:
             return Message.decode((self.path / f"{number}.in").read_bytes())
         except FileNotFoundError:
             return None
+
+    def brought_back(self, number: int) -> bool:
+        """Did its job bring back anything?"""
+        try:
+            return (self.path / f"{number}.out").stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def complaint(self, number: int) -> str:
         """The end of what the job printed as an error."""

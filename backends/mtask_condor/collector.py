@@ -8,15 +8,17 @@ sent is there already, in a batch that names the message as its source.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from mtask.errors import BackendError, BagNotFoundError, UnavailableError
-from mtask.model import Bag, BagState, DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import Bag, BagState, Block, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import slice_message, split_rows
 from mtask.table import Table
 from mtask_condor.batch import Batch
+from mtask_condor.census import Present
+from mtask_condor.live import Live, runs_of
 from mtask_condor.outcome import Letter, Outcome, read
 from mtask_condor.watch import Watch
 
@@ -52,18 +54,20 @@ class Collector:
         self,
         table: Table,
         send: Callable[[Iterable[Letter], Sequence[tuple[str, int]]], None],
+        live: Callable[[], Live],
         note_removed: Callable[[Sequence[Removed]], None],
     ) -> None:
-        """`send` stores letters for good, and with them from which messages they are."""
-        self._table, self._send, self._note_removed = table, send, note_removed
+        """`send` stores letters for good, and with them from which messages they are; `live`: what is in the folder."""
+        self._table, self._send, self._live, self._note_removed = table, send, live, note_removed
         self._watches: dict[str, Watch] = {}
 
-    def collect(self, batches: Sequence[Batch]) -> int:
-        """How many tasks were recorded. Raises BackendError; what was recorded until then stays."""
+    def collect(self, batches: Sequence[Batch], present: Mapping[str, Present]) -> int:
+        """How many tasks were recorded. `present`: what the schedd had of the batches just before, where that is
+        known. Raises BackendError; what was recorded until then stays."""
         known = {batch.id for batch in batches}
         for gone in self._watches.keys() - known:
             self._watches.pop(gone).close()
-        return sum(self._look_at(batch) for batch in batches)
+        return sum(self._look_at(batch, present.get(batch.id)) for batch in batches)
 
     def take(self, batch: Batch, numbers: Iterable[int]) -> int:
         """Record what these messages' jobs brought back; how many tasks."""
@@ -84,20 +88,24 @@ class Collector:
             watch.close()
         self._watches.clear()
 
-    def _look_at(self, batch: Batch) -> int:
+    def _look_at(self, batch: Batch, present: Present | None) -> int:
         watch = self._watches.setdefault(batch.id, Watch(batch))
         try:
             news = watch.news()
             recorded = self.take(batch, news.ended)
             if news.removed:
                 self._drop(batch, news.removed)
+            live = sorted(batch.live())
+            if news.over is not None:
+                recorded += self.take(batch, filter(batch.brought_back, live))
+                if left := batch.live():  # they never became jobs
+                    self._drop(batch, dict.fromkeys(left, news.over))
+            elif present is not None:  # its log may say nothing of it, damaged or lost
+                recorded += self.take(batch, filter(present.is_over, live))
         except BaseException:
             self._watches.pop(batch.id).close()  # to be read from the start again
             raise
-        if news.over is not None:
-            left = batch.live()
-            if left:  # they never became jobs
-                self._drop(batch, dict.fromkeys(left, news.over))
+        if news.over is not None or (present is not None and present.is_gone):
             batch.remove()
         return recorded
 
@@ -123,15 +131,15 @@ class Collector:
                 batch.forget(each.number)
             return 0
         rows = [row for each in group for row in each.outcome.rows]
-        followers = list(self._followers(bag, group))
         self._write(rows)
         if attempts := [attempt for each in group for attempt in each.outcome.attempts]:
             self._table.keep_attempts(attempts)
         if dead := [message for each in group for message in each.outcome.dead]:
             self._table.set_aside(dead)
-        letters = [*self._letters(bag, group), *followers]
-        if letters and bag.state is not BagState.CANCELLED and bag.generation == batch.head.generation:
-            self._send(letters, [(batch.id, each.number) for each in group])
+        if bag.state is not BagState.CANCELLED and bag.generation == batch.head.generation:
+            letters = [*self._letters(bag, group), *self._followers(bag, group)]
+            if letters:
+                self._send(letters, [(batch.id, each.number) for each in group])
         for each in group:
             batch.forget(each.number)
         return len(rows)
@@ -163,22 +171,43 @@ class Collector:
                 yield letter
         for each in group:
             left = each.outcome.left(each.message)
-            recorded = self._table.recorded(bag.name, left) if left else set()  # by the node itself
+            if left:
+                recorded = self._table.recorded(bag.name, left)  # by the node itself
+                left = [index for index in left if index not in recorded]
             rows = split_rows(each.message.rows) if left else []
-            for index in left:
-                at = index - each.message.first
-                if index not in recorded:
-                    yield Letter(message=slice_message(each.message, rows, at, at + 1))
+            for start, stop in runs_of(left):
+                at = each.message.first
+                yield Letter(message=slice_message(each.message, rows, start - at, stop - at))
 
     def _followers(self, bag: Bag, group: Sequence[Returned]) -> Iterable[Letter]:
-        """What may be sent now that the task before it has ended (`Spec.serial`); asked before the rows are
-        written: of a task that ran twice, only the first to end is followed by another."""
-        for each in group:
-            then = each.message.then
-            if then is None or not each.outcome.rows or self._table.recorded(bag.name, [each.message.first]):
+        """What may be sent now that the task before it has ended (`Spec.serial`): in its chain the first without a
+        row, unless it is on its way already. So it doesn't matter how often this is asked."""
+        ended = [each.message for each in group if each.message.then is not None]
+        if not ended:
+            return
+        recorded = self._table.recorded(bag.name, [message.first for message in ended])
+        live, seen = self._live(), set[int]()
+        for message in ended:
+            block = self._next_open(bag, message.then) if message.first in recorded else None
+            if block is None or block.number in seen:
                 continue
-            message = Message.of(bag, self._table.block(bag.name, then))
-            yield Letter(message=msgspec.structs.replace(message, expires_at=each.message.expires_at))
+            seen.add(block.number)
+            follower = Message.of(bag, block, check=True)
+            if not live.has(follower):
+                yield Letter(message=msgspec.structs.replace(follower, expires_at=message.expires_at))
+
+    def _next_open(self, bag: Bag, number: int | None) -> Block | None:
+        """From this block of a chain on, the first whose task has no row. None: there is none, or no submit came that
+        far; then `repair` sends what is left."""
+        while number is not None:
+            try:
+                block = self._table.block(bag.name, number)
+            except KeyError:
+                return None
+            if not self._table.recorded(bag.name, [block.first]):
+                return block
+            number = block.then
+        return None
 
     def _drop(self, batch: Batch, removed: dict[int, str]) -> None:
         """The messages of these were taken out of the queue."""

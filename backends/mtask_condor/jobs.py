@@ -42,6 +42,10 @@ class Jobs:
         found = self._schedd.ads(constraint, attributes, clusters=True)
         return [{name: ad[name] for name in wanted if name in ad} for ad in found]
 
+    def schedd(self) -> str:
+        """Its full name."""
+        return self._schedd.full_name()
+
     def remove(self, constraint: str, why: str) -> None:
         """Jobs, and what would become jobs."""
         self._schedd.remove(constraint, why)
@@ -91,6 +95,8 @@ def _description(address: Address, batch: Batch) -> str:
         "My.MtaskBatch": quoted(batch.id),
         "My.MtaskNeeds": quoted(str(lane.requires)),
     }
+    if batch.order.table is not None:
+        commands["encrypt_input_files"] = "order.json"
     if lane.requires.memory_bytes:
         commands["request_memory"] = math.ceil(lane.requires.memory_bytes / 2**20) + WORKER_MIB
     if lane.requires.gpus:

@@ -9,6 +9,7 @@ HTCondor is to start the job again. Anything else is a fault that another start 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -43,13 +44,15 @@ class Outbox:
     """The queue behind the one message, for what the worker sends: it goes into the file that is brought back.
 
     A worker that stops leaves the rest of its message in place, for HTCondor to start the job again: what it would
-    send for that is left out, but not what becomes of an attempt that failed.
+    send for that is left out, but not what becomes of an attempt that failed. What follows the message's tasks
+    (`Spec.serial`) is sent by whoever collects.
     """
 
     limits = QueueLimits(message_bytes=2**31, send_batch=10_000, receive_batch=1)
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, message: Message) -> None:
         self._writer, self._stopping = writer, False
+        self._tasks = range(message.first, message.first + message.count)
 
     def stop(self) -> None:
         self._stopping = True
@@ -59,7 +62,7 @@ class Outbox:
         self._writer.letters(
             Letter(message=message, due_at=due_at)
             for message in messages
-            if message.attempt or not self._stopping
+            if message.first in self._tasks and (message.attempt or not self._stopping)
         )
 
     def lane(self, name: str) -> Outbox:  # noqa: ARG002
@@ -98,18 +101,18 @@ def main(number: str) -> int:
     with closing(Writer(file)) as writer, closing(_table(order, message, writer, before)) as table:
         left = _left(before, message, table)
         if left:
-            _work(order, list(_deliveries(message, left, _starts(before))), writer, table)
+            outbox = Outbox(writer, message)
+            _work(order, list(_deliveries(message, left, _starts(before))), outbox, table)
             left = _left(read(file), message, table)
         if left:
             writer.stopped()
     return STOPPED if left else 0
 
 
-def _work(order: Order, deliveries: list[Delivery], writer: Writer, table: Table) -> None:
+def _work(order: Order, deliveries: list[Delivery], outbox: Outbox, table: Table) -> None:
     from mtask.worker.options import Options
     from mtask.worker.supervisor import Worker
 
-    outbox = Outbox(writer)
     queue = OneShotQueue(deliveries, outbox)
     requires = [
         lane.requires
@@ -127,7 +130,7 @@ def _work(order: Order, deliveries: list[Delivery], writer: Writer, table: Table
             {tag for each in requires for tag in (*each.tags, *each.only_on) if not tag.startswith("!")}
         ),
         grace_s=max(1.0, order.grace_s - SAVE_S),
-        split_after_s=order.split_after_s,
+        split_after_s=math.inf if order.split_after_s is None else order.split_after_s,
         path=order.path,
         checkpoints=os.path.abspath("checkpoints"),
         lanes=False,

@@ -22,4 +22,5 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """In front of the search path of the processes that run functions."""
     grace_s: float = 30.0
     """Between SIGTERM and SIGKILL."""
-    split_after_s: float = 60.0
+    split_after_s: float | None = None
+    """A message that has taken longer is cut; None: none is, for the pieces wait for somebody to collect them."""

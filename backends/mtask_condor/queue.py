@@ -16,13 +16,15 @@ from typing import NoReturn
 import msgspec
 
 from mtask.errors import BackendError, BagNotFoundError, UnusableError, UsageError
-from mtask.model import Bag, Delivery, Message, Spec
+from mtask.model import Bag, BagState, Delivery, Message, Spec
 from mtask.queue import Depth, Extension, QueueLimits, Standing
 from mtask.table import Table
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
+from mtask_condor.census import Census
 from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import Jobs, quoted
+from mtask_condor.live import Live
 from mtask_condor.look import standing
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
@@ -34,6 +36,8 @@ MOST_MESSAGES = 20_000
 """Of a batch."""
 DUE_S = 5.0
 """Messages that are due within so long of each other may share a batch."""
+GROWTH_IF_CUT = 10
+"""A job costs more than a request does, so messages may grow sooner; but only if the long ones are cut."""
 NOT_PULLED = (
     "nobody receives from HTCondor: it starts a job for each message by itself. So `mtask worker` has nothing to do "
     "here; `mtask wait BAG` or `mtask collect` records what the jobs bring back"
@@ -50,7 +54,6 @@ class CondorQueue:
         message_bytes=64 * 2**20,
         send_batch=MOST_MESSAGES,
         receive_batch=1,
-        growth=10,
         extends=False,
         workers_send=False,
         pulled=False,
@@ -58,7 +61,10 @@ class CondorQueue:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        if address.split_after_s is not None:
+            self.limits = msgspec.structs.replace(self.limits, growth=GROWTH_IF_CUT)
         self._jobs = Jobs(address)
+        self._census = Census(self._jobs, address.folder)
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
@@ -66,6 +72,7 @@ class CondorQueue:
         self._bags: dict[tuple[str, int], Bag] = {}
         self._lock = threading.RLock()
         self._owner: tuple[int, int] | None = None
+        self._left_out = 0
 
     # -- HandsOut -----------------------------------------------------------------------------------
 
@@ -73,7 +80,7 @@ class CondorQueue:
         """The table that goes with it; `url`: for the nodes, if they write to it themselves."""
         self._table = table
         self._table_url = url if self.address.direct else None
-        self._collector = Collector(table, self._send_letters, self._note_removed)
+        self._collector = Collector(table, self._send_letters, self._live, self._note_removed)
 
     def check(self, spec: Spec) -> None:
         if spec.max_running is not None or spec.rate is not None:
@@ -84,8 +91,14 @@ class CondorQueue:
         if self.address.direct and self._table_url is None:
             raise UsageError("?table=direct needs a table that was opened by its URL")
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Have jobs made of all that was sent."""
+        self._make_jobs()
+        with self._lock:
+            left_out, self._left_out = self._left_out, 0
+        return left_out
+
+    def _make_jobs(self) -> None:
         with self._locked():
             fresh = [filling.seal() for filling in self._filling.values()]
             self._filling.clear()
@@ -97,15 +110,17 @@ class CondorQueue:
         with self._locked():
             self._recover()
             collector = self._required()[1]
-            recorded = collector.collect(Batch.all(self.address.folder))
+            batches = Batch.all(self.address.folder)
+            recorded = collector.collect(batches, self._census.of(batches))
         if self._filling:
-            self.flush()
+            self._make_jobs()
         return recorded
 
     def cancelled(self, bag: Bag) -> None:
         constraint = f"MtaskBag == {quoted(bag.uid)} && MtaskGeneration <= {bag.generation}"
-        self._jobs.remove(constraint, "its bag was cancelled")
-        with self._locked():
+        with self._locked():  # who sends just now has made its jobs by then, or makes none any more
+            list(abandoned(self.address.folder))
+            self._jobs.remove(constraint, "its bag was cancelled")
             for batch in Batch.all(self.address.folder):
                 if batch.head.uid == bag.uid and batch.cluster() is None:
                     batch.remove()
@@ -119,15 +134,39 @@ class CondorQueue:
     # -- Queue --------------------------------------------------------------------------------------
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
-        """They are safe in the folder when this returns, and become jobs with `flush`, or with `close`."""
+        """They are safe in the folder when this returns, and become jobs with `flush`, or with `close`.
+
+        Of messages with `check`, tasks that are in the folder already are left out: a node could not look for others.
+        """
         due_at = time.time() + delay_s if delay_s else 0.0
         with self._lock:
             if any(message.check for message in messages):
-                self._forget_removed({message.uid for message in messages})
-            self._put(Letter(message=message, due_at=due_at) for message in messages)
+                with self._locked():
+                    self._put(self._letters_of(self._unsent(messages), due_at))
+            else:
+                self._put(self._letters_of(messages, due_at))
             full = [head for head, filling in self._filling.items() if filling.count >= MOST_MESSAGES]
             if full:
-                self.flush()
+                self._make_jobs()
+
+    @staticmethod
+    def _letters_of(messages: Iterable[Message], due_at: float) -> Iterator[Letter]:
+        return (Letter(message=message, due_at=due_at) for message in messages)
+
+    def _unsent(self, messages: Sequence[Message]) -> list[Message]:
+        """What has to be sent of them; with the lock."""
+        self._forget_removed({message.uid for message in messages})
+        with storing(self.address.folder):
+            list(abandoned(self.address.folder))
+        live = self._live()
+        found = [part for each in messages for part in (live.without(each) if each.check else [each])]
+        self._left_out += sum(each.count for each in messages) - sum(each.count for each in found)
+        return found
+
+    def _live(self) -> Live:
+        """With the lock."""
+        with storing(self.address.folder):
+            return Live.of(self.address.folder, self._filling.values())
 
     def lane(self, name: str) -> CondorQueue:
         """A message says which lane is its own, so that one object will do for all."""
@@ -169,7 +208,7 @@ class CondorQueue:
 
     def close(self) -> None:
         if self._filling:
-            self.flush()
+            self._make_jobs()
         if self._collector is not None:
             self._collector.close()
 
@@ -237,7 +276,7 @@ class CondorQueue:
                 self._forget(batch.head.sources)
                 cluster = cluster_in_log(batch) or self._cluster_of(batch)
                 if cluster is not None:
-                    batch.submitted(cluster)
+                    batch.submitted(cluster, self._jobs.schedd())
                 else:
                     self._submit(batch)
 
@@ -251,11 +290,26 @@ class CondorQueue:
         return next((int(ad["ClusterId"]) for ad in ads), None)
 
     def _submit(self, batch: Batch) -> None:
+        """With the lock. A batch that nobody wants any more goes: whoever cancels has the lock, too."""
+        if not self._wanted(batch):
+            batch.remove()
+            return
         with storing(batch.path):
             owner = self._owner_of_jobs()
             if owner is not None:
                 batch.give_to(*owner)
-            batch.submitted(self._jobs.submit(batch))
+            schedd = self._jobs.schedd()
+            batch.submitted(self._jobs.submit(batch), schedd)
+
+    def _wanted(self, batch: Batch) -> bool:
+        """Not of a bag that was cancelled, also if it was taken up again, or is another one now."""
+        head = batch.head
+        try:
+            bag = self._required()[0].bag(head.bag)
+        except BagNotFoundError:
+            return False
+        same = (bag.uid, bag.generation) == (head.uid, head.generation)
+        return same and bag.state is not BagState.CANCELLED
 
     def _owner_of_jobs(self) -> tuple[int, int] | None:
         """Whose the files must be: for root, whose jobs are somebody else's."""

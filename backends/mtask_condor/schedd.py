@@ -86,6 +86,11 @@ class Schedd:
             return None
         return found.pw_uid, found.pw_gid
 
+    def full_name(self) -> str:
+        """As the pool knows it."""
+        with self._errors(), self._lock:
+            return str(self._location()["Name"])
+
     def _act(self, action: str, constraint: str, why: str) -> None:
         with self._errors(), self._lock:
             # As text alone the reason gets lost on its way (htcondor 25.14).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from mtask_condor.batch import Batch
@@ -22,7 +23,7 @@ class News(NamedTuple):
 
 
 class Watch:
-    """Reads one batch's log."""
+    """Reads one batch's log. If that is damaged, what is behind may never be seen, with an error or without."""
 
     def __init__(self, batch: Batch) -> None:
         self._path = batch.path / "log"
@@ -38,16 +39,19 @@ class Watch:
         if size == self._size:
             return news
         self._size = size
-        if self._log is None:
-            self._log = client().JobEventLog(str(self._path))
         kinds = client().JobEventType
-        for event in self._log.events(stop_after=0):
-            if event.type == kinds.JOB_TERMINATED:
-                news.ended.append(event.proc)
-            elif event.type == kinds.JOB_ABORTED:
-                news.removed[event.proc] = str(event.get("Reason", "removed"))
-            elif event.type == kinds.CLUSTER_REMOVE:
-                over = str(event.get("Notes") or "the cluster was removed")
+        try:
+            if self._log is None:
+                self._log = client().JobEventLog(str(self._path))
+            for event in self._log.events(stop_after=0):
+                if event.type == kinds.JOB_TERMINATED:
+                    news.ended.append(event.proc)
+                elif event.type == kinds.JOB_ABORTED:
+                    news.removed[event.proc] = str(event.get("Reason", "removed"))
+                elif event.type == kinds.CLUSTER_REMOVE:
+                    over = str(event.get("Notes") or "the cluster was removed")
+        except client().HTCondorException:
+            self.close()  # damaged: to be read from the start again when there is more of it
         return news._replace(over=over)
 
     def close(self) -> None:
@@ -57,12 +61,12 @@ class Watch:
 
 
 def cluster_in_log(batch: Batch) -> int | None:
-    """The number of the cluster that was submitted for it, if there is a trace of that."""
+    """The number of the cluster that was submitted for it, if there is a trace of that; 0: it can't be read."""
     path = batch.path / "log"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return None
-    log = client().JobEventLog(str(path))
     try:
-        return next((int(event.cluster) for event in log.events(stop_after=0)), None)
-    finally:
-        log.close()
+        with closing(client().JobEventLog(str(path))) as log:
+            return next((int(event.cluster) for event in log.events(stop_after=0)), 0)
+    except client().HTCondorException:
+        return 0

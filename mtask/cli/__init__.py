@@ -23,6 +23,7 @@ VERBS = {
     "results": "results",
     "retry": "manage",
     "repair": "manage",
+    "seal": "manage",
     "cancel": "manage",
     "dead": "manage",
     "pmc": "pipelines",

@@ -6,7 +6,16 @@ import time
 
 import click
 
-from mtask.cli.common import Duration, bag_argument, connect, exit_code, places, quiet, tasks_text
+from mtask.cli.common import (
+    Duration,
+    bag_argument,
+    connect,
+    exit_code,
+    places,
+    quiet,
+    tasks_text,
+    then_failed,
+)
 
 __all__ = ["collect", "wait"]
 
@@ -32,10 +41,13 @@ def wait(
     recorded twice.
     """
     from mtask.cli.render import print_json, print_summary
+    from mtask.model import BagState
     from mtask.status import summarize
 
     with connect(queue, table, create=False) as manager:
         handle = manager.bag(bag)
+        if handle.info.endless and handle.info.state is BagState.OPEN and not (quiet or as_json):
+            click.echo(f"bag {bag!r} is open: this waits until `mtask seal {bag}`, too", err=True)
         began_s, before = time.monotonic(), handle.counts().ended
         try:
             handle.wait(progress=not (quiet or as_json), timeout_s=timeout_s)
@@ -43,11 +55,12 @@ def wait(
             click.echo(f"mtask: {error}; `mtask status {bag}` shows why", err=True)
             return 4
         summary = summarize(handle, wall_s=time.monotonic() - began_s, ended=handle.counts().ended - before)
+        failed = then_failed(handle, quiet=quiet or as_json)
     if as_json:
         print_json(summary)
     elif not quiet:
         print_summary(summary, finished=True)
-    return exit_code(summary.failed + summary.expired + summary.left)
+    return exit_code(summary.failed + summary.expired + summary.left + failed)
 
 
 @click.command()

@@ -17,6 +17,7 @@ from mtask.start import import_msgspec
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mtask.bag import BagHandle
     from mtask.manager import Manager
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "places",
     "quiet",
     "tasks_text",
+    "then_failed",
 ]
 
 DEFAULT_PATH = ".mtask/mtask.db"
@@ -170,6 +172,25 @@ def console(*, stderr: bool = False) -> Console:
 
 def exit_code(failed: int) -> int:
     return 1 if failed else 0
+
+
+def then_failed(bag: BagHandle, *, quiet: bool) -> int:
+    """1 if the task that comes after a finished bag (`--then`) failed; says how it went, or that it won't come."""
+    function, then = bag.info.spec.then, bag.then()
+    if not function:
+        return 0
+    result = next(then.results(), None) if then is not None else None
+    if then is None:
+        text = (
+            f"{function} was not called: not all tasks are done (`mtask retry {bag.name}` tries them again)"
+        )
+    elif result is None or result.error is None:
+        text = f"{function} was called: `mtask results {then.name}` shows what it returned"
+    else:
+        text = f"{function} failed: {result.error.type}: {result.error.message} (`mtask retry {then.name}` calls it again)"
+    if not quiet:
+        click.echo(text, err=True)
+    return int(result is not None and result.error is not None)
 
 
 def complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -30,13 +30,13 @@ def show_estimate(
     from mtask.estimate import estimate
     from mtask.manager import make_spec
     from mtask.settings import find_urls
-    from mtask.submit import prepare
+    from mtask.submitting import prepare
 
     urls = find_urls(queue, table)
     given = {
         name: value
         for name, value in options.items()
-        if name not in ("bag", "template") and value is not None
+        if name not in ("bag", "open", "seal", "template") and value is not None
     }
     spec = make_spec(run=options["template"], columns=source.columns, **given)
     prepared = prepare(source, spec)

@@ -1,12 +1,17 @@
-"""`mtask retry`, `repair`, `cancel`, `dead` and `completion`."""
+"""`mtask retry`, `repair`, `seal`, `cancel`, `dead` and `completion`."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from mtask.cli.common import bag_argument, complete_bag, connect, places, tasks_text
 
-__all__ = ["cancel", "completion", "dead", "repair", "retry"]
+if TYPE_CHECKING:
+    from mtask.manager import Manager
+
+__all__ = ["cancel", "completion", "dead", "repair", "retry", "seal"]
 
 
 @click.command()
@@ -41,10 +46,27 @@ def retry(
             if not indexes:
                 raise UsageError(f"no task of bag {bag!r} that failed or expired has one of these ids: {ids}")
         count = handle.retry(states=ended, indexes=indexes, where=where)
+        runs = _runs(manager, bag)
     if count:
-        click.echo(f"{tasks_text(count)} sent again; `mtask worker` runs them", err=True)
+        click.echo(f"{tasks_text(count)} sent again; {runs}", err=True)
     else:
         click.echo("no task failed; nothing to do", err=True)
+    return 0
+
+
+@click.command()
+@bag_argument(required=True)
+@places
+def seal(bag: str, queue: str | None, table: str | None) -> int:
+    """Add nothing more to an open bag.
+
+    It is finished when all of its tasks have ended. A bag is open after `mtask submit --open`.
+    """
+    with connect(queue, table, create=False) as manager:
+        handle = manager.bag(bag)
+        handle.seal()
+        counts = handle.counts()
+    click.echo(f"bag {bag!r} is sealed: {tasks_text(counts.total)}, {counts.left:,} left", err=True)
     return 0
 
 
@@ -74,13 +96,19 @@ def repair(bag: str, queue: str | None, table: str | None) -> int:
     """Send all tasks again that have no result.
 
     As after the loss of a queue: the table knows all tasks. What is still in the queue is in it twice then, which does no harm:
-    workers look for a result before they run such a task.
+    workers look for a result before they run such a task. What HTCondor still has as a job is not sent again.
     """
     with connect(queue, table, create=False) as manager:
         count = manager.bag(bag).repair()
-    text = f"{tasks_text(count)} sent again; `mtask worker` runs them" if count else "every task has a result"
-    click.echo(text, err=True)
+        runs, none = _runs(manager, bag), "every task has a result"
+        if manager.hands_out:
+            none += ", or its message is in the queue"
+    click.echo(f"{tasks_text(count)} sent again; {runs}" if count else none, err=True)
     return 0
+
+
+def _runs(manager: Manager, bag: str) -> str:
+    return f"`mtask wait {bag}` records their results" if manager.hands_out else "`mtask worker` runs them"
 
 
 @click.command()

@@ -13,7 +13,7 @@ from mtask.worker.options import Options
 
 if TYPE_CHECKING:
     from mtask.model import WorkerStatus
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
 
 __all__ = ["of_rows", "of_workers", "tags_here", "worker_for"]
 

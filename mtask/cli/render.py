@@ -85,6 +85,10 @@ def _state(bag: BagStatus) -> Text:
         return Text("cancelled", style="yellow")
     if bag.unserved:
         return Text(f"waiting: {_short(bag.unserved[0], 60)}", style="yellow")
+    if bag.open and not bag.left:
+        return Text("open", style="cyan")
+    if bag.open:
+        return Text(f"open, {'running' if bag.workers or bag.elsewhere else 'waiting'}", style="cyan")
     if not bag.finished:
         return Text(
             {"open": "being submitted", "resending": "being sent again"}.get(

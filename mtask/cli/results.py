@@ -29,6 +29,15 @@ SHOWN = 50
     help="Only tasks that ended so; may be given several times.",
 )
 @click.option("--limit", type=Whole(0), metavar="N", help=f"At most N.  [default: {SHOWN} on the screen]")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Print rows as they come, until the bag is finished or Ctrl-C."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl"]),
+    help="Of --follow.  [default: csv]",
+)
 @click.option("--attempts", is_flag=True, help="Instead, the failed attempts that were tried again.")
 @places
 def results(
@@ -38,6 +47,8 @@ def results(
     states: tuple[str, ...],
     limit: int | None,
     attempts: bool,
+    follow: bool,
+    form: str | None,
     queue: str | None,
     table: str | None,
 ) -> int:
@@ -45,7 +56,12 @@ def results(
 
     The rows are in the order of the tasks, and begin with their parameters. A dictionary that a
     function returned becomes columns, one a key.
+
+    With --follow they are printed one by one, in the order in which they come, and a dictionary is JSON in the
+    column `value`.
     """
+    import sys
+
     from mtask.cli.common import console
     from mtask.cli.render import results_table
     from mtask.errors import UsageError
@@ -58,11 +74,23 @@ def results(
         raise UsageError(
             "--attempts shows attempts, which have all failed; say it without --failed and --state"
         )
+    if follow and (attempts or output is not None):
+        raise UsageError(
+            "--follow prints rows, for a pipe or a file: `… > rows.csv`; say it without -o and --attempts"
+        )
+    if form is not None and not follow:
+        raise UsageError("--format is for --follow; else the suffix of -o says it")
     chosen = {State.FAILED, State.EXPIRED} if failed else {State(state) for state in states} or None
     if output is not None:
         check_path(output)
     with connect(queue, table, create=False) as manager:
         handle = manager.bag(bag)
+        if follow:
+            from mtask.follow import FollowedRows, print_followed
+
+            followed = FollowedRows(handle, states=chosen, limit=limit)
+            print_followed(followed, sys.stdout, as_json=form == "jsonl")
+            return 0
         if output is not None:
             count = write(Rows(handle, states=chosen, limit=limit, attempts=attempts), output)
             click.echo(f"{output}: {count:,} {'row' if count == 1 else 'rows'}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text
+from mtask.cli.common import connect, exit_code, is_default, places, quiet, tasks_text, then_failed
 from mtask.cli.estimate import estimate_option, show_estimate
 from mtask.cli.task_options import task_options
 from mtask.cli.work import Saying, make_worker, slot_options, work_until, worker_options
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mtask.bag import BagHandle
     from mtask.manager import Manager
     from mtask.sources import Source
-    from mtask.submit import Prepared
+    from mtask.submitting import Prepared
     from mtask.worker.supervisor import Worker
 
 __all__ = ["run", "submit"]
@@ -107,7 +107,7 @@ def run(
                 _announce(bag, sent)
                 _warn_of_others(manager, bag)
             began_s, before = time.monotonic(), bag.counts().ended
-            if not bag.finished():
+            if not bag.finished_all():
                 finished = work_until(made.pop(), bag, saying=saying, shown=shown, quiet=quiet)
         finally:
             for each in made:
@@ -128,11 +128,20 @@ def _conclude(
         print_summary(summary, finished=finished)
     if not finished:
         return 130
-    return exit_code(summary.failed + summary.expired + summary.left)
+    return exit_code(
+        summary.failed + summary.expired + summary.left + then_failed(bag, quiet=quiet or as_json)
+    )
 
 
 @click.command()
 @task_options
+@click.option(
+    "--open",
+    "open",
+    is_flag=True,
+    help="Add them to the open bag of this name, to which more can be added until it is sealed.",
+)
+@click.option("--seal", is_flag=True, help="The same, for the last time: seal the bag then.")
 @estimate_option
 @places
 @quiet
@@ -149,6 +158,9 @@ def submit(
 
     First all of them are checked; when one is wrong, none is sent. TASKS and the options are those of
     `mtask run`. Interrupted, it goes on by the same command.
+
+    With --open, further submits add to the bag until it is sealed. The same tasks once more add nothing; with
+    --key, nor does a row whose key is in the bag already.
 
     \b
     Example:
@@ -178,11 +190,15 @@ def submit(
             print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
             runs = (
-                f"`mtask wait {bag.name}` records their results"
+                f"`mtask wait {bag.name}` records their results and, while it runs, tries again what failed"
                 if manager.hands_out
                 else f"`{starts}` runs them"
             )
-            _announce(bag, sent, hint=f"{runs}, `mtask status {bag.name}` shows how it goes")
+            hint = f"{runs}, `mtask status {bag.name}` shows how it goes"
+            if options["open"] or options["seal"]:
+                _announce_added(bag, sent, hint)
+            else:
+                _announce(bag, sent, hint=hint)
     return 0
 
 
@@ -193,15 +209,18 @@ def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
     """
     from mtask.manager import make_spec
     from mtask.sources import open_source
-    from mtask.submit import check_name
+    from mtask.staging import staged_columns
+    from mtask.submitting import check_name
     from mtask.template import Template, check_program
 
     if options["bag"] is not None:
         check_name(options["bag"])
     source = open_source(tasks)
-    make_spec(call=options["call"], run=options["template"], shell=options["shell"], columns=source.columns)
+    inputs, outputs = options["inputs"] or {}, options["outputs"] or {}
+    named = staged_columns(source.columns, inputs, outputs)
+    make_spec(call=options["call"], run=options["template"], shell=options["shell"], columns=named)
     if here and options["template"] is not None:
-        check_program(Template.parse(options["template"], source.columns))
+        check_program(Template.parse(options["template"], named))
     return source
 
 
@@ -290,6 +309,17 @@ def _announce(bag: BagHandle, sent: int, hint: str = "") -> None:
     else:
         text = f"bag {bag.name!r}: {tasks_text(counts.total)}"
     click.echo(f"{text}; {hint}" if hint and counts.left else text, err=True)
+
+
+def _announce_added(bag: BagHandle, added: int, hint: str) -> None:
+    from mtask.model import BagState
+
+    total, what = bag.counts().total, tasks_text(added) if added else "nothing new"
+    if bag.info.state is not BagState.OPEN:
+        hint = "sealed"
+    elif not added:
+        hint = f"`mtask seal {bag.name}` closes it"
+    click.echo(f"bag {bag.name!r}: {what} added, {total:,} in all; {hint}", err=True)
 
 
 def _warn_of_others(manager: Manager, bag: BagHandle) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from mtask.cli.common import Duration, Whole
-from mtask.cli.types import Cpus, Gpus, Memory, Names, PerMessage, Priority, Rate, Size, Tags, When
+from mtask.cli.types import Cpus, Gpus, Memory, Names, PerMessage, Priority, Rate, Size, Staged, Tags, When
 
 __all__ = ["task_options"]
+
+
+def _by_name(
+    context: click.Context, option: click.Parameter, given: Sequence[tuple[str, str]]
+) -> dict[str, str] | None:
+    """None, as any option that wasn't given."""
+    named = dict(given)
+    if len(named) < len(given):
+        raise click.BadParameter("the same name twice", context, option)
+    return named or None
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,6 +33,24 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--shell", metavar="SCRIPT", help="Run this sh script; columns are its variables: $column."
+        ),
+        click.option(
+            "--in",
+            "inputs",
+            type=Staged("--in"),
+            multiple=True,
+            callback=_by_name,
+            metavar="NAME=URL",
+            help="Fetch this first, once a host; {NAME} or $NAME is its path. In the URL, {column} is replaced.",
+        ),
+        click.option(
+            "--out",
+            "outputs",
+            type=Staged("--out"),
+            multiple=True,
+            callback=_by_name,
+            metavar="NAME=URL",
+            help="Put what the task wrote to {NAME} or $NAME there, when it has succeeded.",
         ),
         click.option("--bag", metavar="NAME", help="Name of the bag.  [default: the file's name]"),
         click.option(
@@ -61,7 +89,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--retry-on",
             type=Names(),
             metavar="NAME,…",
-            help="Try again only these: exception classes, exit codes, or timeout, signal, memory, ….",
+            help="Try again only these: exception classes, exit codes, or timeout, signal, memory, staging, ….",
         ),
         click.option("--no-retry", type=Names(), metavar="NAME,…", help="Don't try these again."),
         click.option(
@@ -109,6 +137,11 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--serial",
             metavar="COLUMN",
             help="Run rows with the same value in this column one after the other.",
+        ),
+        click.option(
+            "--then",
+            metavar="MODULE:FUNCTION",
+            help="When all tasks are done, call this with an iterator of their results: the one task of the bag NAME.then.",
         ),
         click.option(
             "--expires",

@@ -23,6 +23,7 @@ __all__ = [
     "Priority",
     "Rate",
     "Size",
+    "Staged",
     "Tags",
     "When",
 ]
@@ -54,6 +55,23 @@ class Size(_Parsed[int]):
         from mtask.requirements import parse_size
 
         return parse_size(text)
+
+
+class Staged(_Parsed[tuple[str, str]]):
+    """NAME=URL; NAME alone is that of a column with URLs in it."""
+
+    name = "staged"
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+
+    def parse(self, text: str) -> tuple[str, str]:
+        name, equals, url = text.partition("=")
+        if not name or (equals and not url) or "://" in name:
+            raise ValueError(
+                f"{text!r} should look like {self._option} db=s3://bucket/nt.fa, or be a column's name"
+            )
+        return name, url if equals else f"{{{name}}}"
 
 
 class Memory(_Parsed[int]):

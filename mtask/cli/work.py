@@ -184,10 +184,10 @@ def work_until(made: Worker, bag: BagHandle, *, saying: Saying, shown: bool, qui
         with _signals(made, quiet=quiet, say=progress.say):
             ticker.start()
             try:
-                made.run(until=bag.finished)
+                made.run(until=bag.finished_all)
             finally:
                 ticker.stop()
-    return bag.finished()
+    return bag.finished_all()
 
 
 def make_worker(manager: Manager, *, say: Callable[[str], None], **settings: Any) -> Worker:

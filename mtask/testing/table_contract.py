@@ -24,6 +24,7 @@ from mtask.model import BagState, Counts, DeadMessage, Running
 from mtask.queue import Queue
 from mtask.requirements import Lane, Requirements
 from mtask.table import Table
+from mtask.testing.open_contract import OpenBagsContract
 from mtask.testing.results_contract import ResultsContract
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_lane, a_message, a_status
 
@@ -46,7 +47,7 @@ class Boom(Exception):
     """Raised to leave a transaction."""
 
 
-class TableContract(ResultsContract):
+class TableContract(ResultsContract, OpenBagsContract):
     """Tests of a table. A table that is consistent only after a while is not a table."""
 
     @pytest.fixture
@@ -59,7 +60,15 @@ class TableContract(ResultsContract):
     # -- bags ---------------------------------------------------------------------------------------
 
     def test_a_bag_comes_out_as_it_went_in(self, table: Table, other_table: Table) -> None:
-        bag = a_bag(digest="d", source="tasks.csv", total=3, sent=1, columns=("id", "grüße"), lanes=LANES)
+        bag = a_bag(
+            digest="d",
+            source="tasks.csv",
+            total=3,
+            sent=1,
+            endless=True,
+            columns=("id", "grüße"),
+            lanes=LANES,
+        )
         table.create_bag(bag)
         assert other_table.bag("bag") == bag
 

@@ -46,6 +46,11 @@ class Bags:
                 del self._given_back[uid]
             return {uid: why for uid, (_, why, _) in self._given_back.items()}
 
+    def known(self) -> list[Bag]:
+        """Those of which there were messages of late."""
+        with self._lock:
+            return [bag for bag, _ in self._bags.values()]
+
     def of(self, message: Message) -> Bag | None:
         """The message's bag; None when it is gone, or another one has its name now."""
         with self._lock:

@@ -15,21 +15,27 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mtask import task
-from mtask.errors import MtaskError
+from mtask.errors import MtaskError, UnavailableError, UsageError
 from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
 from mtask.portion import Done, line_of
 from mtask.values import encode_value
 from mtask.worker.failure import describe
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
-from mtask.worker.wire import BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, Cell, frame
+from mtask.worker.wire import ANSWER, BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, SUBMIT, Cell, frame
+
+if TYPE_CHECKING:
+    from mtask.staging import Staging
+    from mtask.worker.stage import Stage
 
 FLUSH_NS = 20_000_000
 """Results of quick tasks are sent together, this often; the cell keeps them safe meanwhile."""
@@ -60,6 +66,8 @@ class Kit(msgspec.Struct):
     max_memory_bytes: int | None = None
     """Above that it ends, when a task has ended."""
     checkpoints: str = ""
+    stage: str = ""
+    """Folder for the outputs of tasks; it isn't there yet."""
 
 
 class BagFrame(msgspec.Struct):
@@ -102,9 +110,20 @@ class Child:
         self.used = Usage()
         words = self.cell.words
         self.context = task.Context(
-            uid="", index=0, checkpoints=kit.checkpoints, stopping=lambda: bool(words[Cell.STOPPING])
+            uid="",
+            index=0,
+            checkpoints=kit.checkpoints,
+            stopping=lambda: bool(words[Cell.STOPPING]),
+            ask=self._ask,
         )
+        self.asked, self.ahead = 0, deque[tuple[int, int, int, bytes]]()
+        """How often it asked the supervisor for something, and what came before the answer."""
         task.set_context(self.context)
+        self.stage_folder = kit.stage
+        self.stage: Stage | None = None
+        """Made for the first task that has inputs or outputs."""
+        self.outputs_to: dict[str, str] = {}
+        """Of the task that runs: name → URL."""
         self.left = kit.max_tasks or -1
         self.max_memory_bytes = kit.max_memory_bytes
         self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
@@ -120,7 +139,7 @@ class Child:
 
     def run(self) -> None:
         """Serve until the supervisor closes the pipe, or there have been enough tasks or memory."""
-        while self.left and (read := self._read()) is not None:
+        while self.left and (read := self.ahead.popleft() if self.ahead else self._read()) is not None:
             kind, job, offset, payload = read
             if kind == BAG:
                 bag = msgspec.json.decode(payload, type=BagFrame)
@@ -136,6 +155,21 @@ class Child:
             return None
         length, kind, job, offset = HEADER.unpack(header)
         return kind, job, offset, self.jobs.read(length)
+
+    def _ask(self, request: bytes) -> bytes:
+        """Have the supervisor submit something for the task that runs, and wait for its answer."""
+        if self.forked or threading.current_thread() is not threading.main_thread():
+            raise UsageError(
+                "mtask.submit is for the task's own process and thread, not for those that it starts"
+            )
+        self.asked += 1
+        self._send(frame(SUBMIT, self.job, self.asked, request))
+        while (read := self._read()) is not None:
+            if read[0] != ANSWER:
+                self.ahead.append(read)
+            elif read[2] == self.asked:
+                return read[3]
+        raise UnavailableError("the worker is ending")
 
     def _run_job(self, job: int, start: int, body: bytes) -> None:
         words = self.cell.words
@@ -163,7 +197,7 @@ class Child:
             if words[Cell.EPOCH] != self.epoch or not self.left:
                 break
             self.left -= 1
-            self.context.index = message.first + offset
+            self.context.index, self.context.submitted = message.first + offset, 0
             if expires_at is not None and time.time() > expires_at:
                 self._keep(offset, line_of(self._expired(message, offset, rows[offset], id_at)), done=False)
             else:
@@ -182,6 +216,7 @@ class Child:
         id_at: int | None,
     ) -> None:
         value, error = NO_VALUE, None
+        self.outputs_to = {}
         started_us, started_ns = time.time_ns() // 1000, time.monotonic_ns()
         try:
             if isinstance(caller, Failure):
@@ -193,13 +228,17 @@ class Child:
                 except MtaskError as refused:
                     error = Failure(reason=Reason.VALUE, type=type(refused).__name__, message=str(refused))
                 del returned
+                if self.outputs_to and error is None:
+                    self._put_outputs()
         except BaseException as raised:
-            error = describe(raised, spec=self.bags[message.uid].spec)
+            error = getattr(raised, "staging", None) or describe(raised, spec=self.bags[message.uid].spec)
         wall_ns = time.monotonic_ns() - started_ns
         if self.forked:  # a copy of this process, which the task made and didn't end
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
             os._exit(0)
+        if self.stage is not None:
+            self.stage.close()
         wall_us, used = wall_ns // 1000, self.used
         spent_s = used.look() if started_ns + wall_ns > used.looked_ns + QUICK_NS else 0.0
         stdout, stderr = self._printed(self.bags[message.uid].spec.tail_bytes)
@@ -271,8 +310,11 @@ class Child:
                 return Failure(reason=Reason.START, type=UNKNOWN, message=str(error))
             try:
                 spec = self.bags[message.uid].spec
-                binder = Binder(function, message.columns, textual=False, spare=(spec.key, spec.serial))
-                self.callers[key] = binder.caller()
+                staging = self._staging(spec, message.columns)
+                columns, used = (message.columns, ()) if staging is None else (staging.columns, staging.used)
+                spare = (spec.key, spec.serial, *used)
+                call = Binder(function, columns, textual=False, spare=spare).caller()
+                self.callers[key] = call if staging is None else self._staged(call, staging)
             except MtaskError as error:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
             except BaseException as error:
@@ -280,6 +322,32 @@ class Child:
             finally:
                 self.used.look()  # importing is nobody's
         return self.callers[key]
+
+    def _staging(self, spec: Spec, columns: tuple[str, ...]) -> Staging | None:
+        if not spec.staged:
+            return None
+        from mtask.staging import Staging
+        from mtask.worker.stage import Stage
+
+        self.stage = self.stage or Stage(self.stage_folder)
+        return Staging(spec, columns)
+
+    def _staged(self, call: Callable[[list[Any]], Any], staging: Staging) -> Callable[[list[Any]], Any]:
+        """Calls with the paths of what is fetched for a row; what it writes is put in its place by `_put_outputs`."""
+
+        def call_staged(row: list[Any]) -> Any:
+            assert self.stage is not None
+            inputs, outputs = staging.urls(row)
+            paths = self.stage.open(inputs, outputs)
+            self.outputs_to = outputs
+            return call(staging.filled(row, paths))
+
+        return call_staged
+
+    def _put_outputs(self) -> None:
+        assert self.stage is not None
+        if not self.forked:
+            self.stage.put(self.outputs_to)
 
     def _keep(self, offset: int, line: bytes, *, done: bool) -> None:
         """Put a result where a crash can't reach it, and send what has gathered when it is time."""

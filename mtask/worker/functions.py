@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,23 @@ from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
 from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
+from mtask.worker.porter import stage_folder
 from mtask.worker.room import Share
 from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
-from mtask.worker.wire import BAD, BAG, DONE, ENDED, JOB, RESULTS, RESUME, Cell, Frames, frame
+from mtask.worker.wire import (
+    ANSWER,
+    BAD,
+    BAG,
+    DONE,
+    ENDED,
+    JOB,
+    RESULTS,
+    RESUME,
+    SUBMIT,
+    Cell,
+    Frames,
+    frame,
+)
 
 __all__ = ["FunctionRunner"]
 
@@ -63,6 +78,7 @@ class FunctionRunner(Runner):
         self._process: subprocess.Popen[bytes] | None = None
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
+        self._stage = stage_folder(host.name)
         self._share: Share | None = None
         """With which the child was started: what libraries have read of it when they were loaded, stays."""
 
@@ -170,6 +186,7 @@ class FunctionRunner(Runner):
             max_tasks=self._max_tasks,
             max_memory_bytes=self._max_memory_bytes,
             checkpoints=task.rooted(self.host.checkpoints),
+            stage=self._stage,
         )
         with pinned(share):
             self._process = subprocess.Popen(
@@ -226,6 +243,9 @@ class FunctionRunner(Runner):
         if not data:  # it has closed the pipe, but may go on for long
             self._close("_results_out")
         for kind, serial, offset, payload in self._frames.feed(data):
+            if kind == SUBMIT:
+                self._submit(offset, payload)
+                continue
             if not self.jobs or self.jobs[0].serial != serial:
                 continue  # of a job that was cut away before it began
             job = self.jobs[0]
@@ -239,6 +259,15 @@ class FunctionRunner(Runner):
                 self.jobs.popleft()
                 self.host.bad_message(job, payload.decode())
         return bool(data)
+
+    def _submit(self, number: int, request: bytes) -> None:
+        process = self._process
+
+        def answer(text: bytes) -> None:
+            if self._process is process and self._jobs_in >= 0:  # else it has died meanwhile
+                self._write(frame(ANSWER, 0, number, text))
+
+        self.host.submit(request, answer)
 
     def _take_done(self, job: Job, offset: int, lines: bytes) -> None:
         """The fast path: as long as nothing is the matter, nobody here reads what was returned."""
@@ -357,4 +386,6 @@ class FunctionRunner(Runner):
             self._close(name)
         take_tail(self._stdout), take_tail(self._stderr)
         self._cell.close()
+        if os.access(self._stage, os.F_OK):
+            shutil.rmtree(self._stage, ignore_errors=True)
         self._process, self.pid, self._cause, self._meant = None, 0, None, None

@@ -13,12 +13,12 @@ from mtask.model import (
     FRONT_VERSION,
     GUARDED_VERSION,
     ID_COLUMN,
-    SERIAL_VERSION,
     Bag,
     Delivery,
     Message,
     Result,
     as_id,
+    least_version,
 )
 from mtask.packing import slice_message, split_rows
 from mtask.requirements import DEFAULT_LANE, Lane, find_lane, front_of
@@ -126,17 +126,17 @@ class Held:
     def guarded(self, start: int, stop: int, worker: str) -> Message:
         """The same for tasks that `worker` runs on without holding their message; see `mtask.worker.guard`."""
         part = self.part(start, stop)
-        return msgspec.structs.replace(part, runs_at=worker, check=True, v=GUARDED_VERSION)
+        return msgspec.structs.replace(part, runs_at=worker, check=True, v=max(part.v, GUARDED_VERSION))
 
     def unguard(self, *, attempt: int, died: bool) -> None:
         """Nobody runs it any more, after so many failed attempts; or its worker `died` with it."""
-        version = SERIAL_VERSION if self.message.then is not None else 1
+        version = least_version(self.bag.spec, self.message.then)
         self.message = msgspec.structs.replace(
             self.message,
             runs_at="",
             attempt=attempt,
             deaths=self.message.deaths + died,
-            v=FRONT_VERSION if self.lane.front else version,
+            v=max(version, FRONT_VERSION if self.lane.front else 0),
         )
         self.body = self.message.encode()
 

@@ -50,6 +50,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     lanes: bool = True
     """Serve all lanes of the table's list. False: only the queue itself; nothing is given back in front of it,
     where nobody might look."""
+    submits: bool = True
+    """May its tasks submit tasks? Not where the queue ends with the worker."""
     alone: bool = True
     """Is there no other worker? What this one doesn't know how to run fails then, instead of being given back."""
 

@@ -43,6 +43,8 @@ class Pulse(Service):
         self._last = (time.monotonic(), 0)
         self._rate = 0.0
         self._cleaned_s = -CLEAN_S
+        self._looked = not worker.options.lanes
+        """At all bags; not where it serves what it was handed."""
 
     def beat_soon(self) -> None:
         self._soon = True
@@ -65,6 +67,11 @@ class Pulse(Service):
                     self._worker.limits.renew()
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
+                    if not self._looked:
+                        self._worker.submits.look_whether_any_is_done(self._table.bags())
+                        self._looked = True
+                    for bag in self._worker.bags.known():  # who wrote its last row may have died then
+                        self._worker.submits.look_whether_done(bag)
                     self._worker.ahead.refresh()
                     self._worker.notes.well("table")
             except BackendError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
-from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.portion import Portion, expanded
 from mtask.queue import Queue, send_all
@@ -62,11 +62,13 @@ class Recorder(Service):
         keeper: LeaseKeeper,
         notes: Notes,
         on_written: Callable[[Sequence[Result | Portion]], None],
+        on_over: Callable[[Bag], None] = lambda _: None,
     ) -> None:
-        """`on_written` is called with the rows, when what has gathered is written; they may be none."""
+        """`on_written` is called with the rows, when what has gathered is written; they may be none. `on_over`: with
+        the bag of each message of which nothing is left, if something comes after it (`Spec.then`)."""
         super().__init__("recorder")
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
-        self._on_written = on_written
+        self._on_written, self._on_over = on_written, on_over
         self._rows: list[Result | Portion] = []
         """Written since `on_written` was called."""
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
@@ -279,6 +281,8 @@ class Recorder(Service):
         for held in let_go:
             self._keeper.let_go(held)
         self._keeper.forget(over)
+        for bag in {held.bag.uid: held.bag for held in over if held.bag.spec.then}.values():
+            self._on_over(bag)
 
     def _write_rows(self, batch: list[Item]) -> list[Result | Portion]:
         rows = [result for item in batch for result in item.results]

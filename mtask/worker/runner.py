@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -73,6 +73,10 @@ class Host(Protocol):
         """The rows of the job's message can't be read."""
         ...
 
+    def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
+        """A task submits tasks; `answer` is to be called by the main thread. See `mtask.worker.submits`."""
+        ...
+
     def broken(self, problem: str) -> None:
         """This worker can't run anything."""
         ...
@@ -129,7 +133,7 @@ class Runner:
             self._meant = job, offset
         memory_bytes = job.held.memory_bytes
         if self._cause is None and memory_bytes is not None:
-            self._taken_bytes = resident_bytes(self.pid)
+            self._taken_bytes = self.taken_bytes()
             if self._taken_bytes > memory_bytes:
                 self.stop_task(Cause.MEMORY, grace_s=0)
                 self._signal(signal.SIGKILL)  # it would only take more
@@ -159,6 +163,10 @@ class Runner:
     def retiring(self) -> bool:
         """Its process is about to go: give it nothing more until it has gone."""
         return self._cause is not None
+
+    def taken_bytes(self) -> int:
+        """Memory that the running task takes."""
+        return resident_bytes(self.pid)
 
     def tell_stopping(self) -> None:
         """Let the running task know that the worker is about to stop."""

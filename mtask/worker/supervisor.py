@@ -42,6 +42,7 @@ from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
 from mtask.worker.slots import Slot
+from mtask.worker.submits import Submits
 
 if TYPE_CHECKING:
     from mtask.worker.notices import Notice, Watcher
@@ -96,7 +97,10 @@ class Worker:
             lambda held: self._inbox.post(lambda: self._hand_over(held)),
         )
         self.limits = Limits(table, self.name, self._keeper.count)
-        self._recorder = Recorder(self.queue, table, self._keeper, self.notes, self._tell_written)
+        self.submits = Submits(self.queue, table, self.notes, allowed=options.submits)
+        self._recorder = Recorder(
+            self.queue, table, self._keeper, self.notes, self._tell_written, self.submits.look_whether_done
+        )
         self._gathered = Gathered(self._recorder)
         self._receiver = Receiver(
             self.queue,
@@ -187,6 +191,7 @@ class Worker:
         results can't be written; and any error that nobody foresaw.
         """
         self.selector.register(self._inbox.fd, selectors.EVENT_READ, self._inbox.awake)
+        self.submits.on_failure = self._failed
         services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
         for service in services:
             service.on_failure = self._failed
@@ -266,6 +271,7 @@ class Worker:
             slot.retire()
         for slot in self.slots:
             slot.close()
+        self.submits.abandon()
         self._gathered.pass_on()
         self._recorder.stop()
         while self._recorder.is_alive():
@@ -281,6 +287,8 @@ class Worker:
             self._release_the_rest()
         self._pulse.stop()
         self._pulse.join()
+        self.submits.stop()
+        self.submits.join(LAST_WRITES_S)
         if self._watcher is not None:
             self._watcher.stop()
         self._inbox.read()
@@ -367,6 +375,9 @@ class Worker:
         self.notes.once(f"a message can't be read and is set aside (see `mtask dead`): {problem}")
         dead = DeadMessage(body=job.held.delivery.body, reason=problem, worker=self.name, at=time.time())
         self._recorder.set_aside(job.held, dead)
+
+    def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
+        self.submits.put(request, lambda text: self._inbox.post(lambda: answer(text)))
 
     def broken(self, problem: str) -> None:
         self._stop_for(BackendError(problem))

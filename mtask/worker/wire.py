@@ -5,6 +5,7 @@ A frame is a header (`HEADER`: length of the payload, kind, job, offset) and a p
     BAG     payload: JSON {uid, spec}; before the first job of that bag
     JOB     payload: a message's body; run its tasks from `offset` on
     RESUME  offset: the barrier's epoch; jobs before it in the pipe are void
+    ANSWER  to the SUBMIT with this offset; payload: see `mtask.worker.submits`
 
 To the supervisor:
 
@@ -12,6 +13,7 @@ To the supervisor:
     DONE     the same; and all of them are done
     ENDED    the child is through with the job: it ran no task from `offset` on
     BAD      payload: why the job's rows can't be read
+    SUBMIT   the task that runs submits tasks, and waits; offset: which SUBMIT of this child it is
 
 The cell tells the supervisor without a message which task runs and since when, and holds the results
 that were not sent yet, so that nothing that was done is lost when the child dies. And it tells the
@@ -25,9 +27,23 @@ import os
 import struct
 from typing import Final
 
-__all__ = ["BAD", "BAG", "DONE", "ENDED", "HEADER", "JOB", "RESULTS", "RESUME", "Cell", "Frames", "frame"]
+__all__ = [
+    "ANSWER",
+    "BAD",
+    "BAG",
+    "DONE",
+    "ENDED",
+    "HEADER",
+    "JOB",
+    "RESULTS",
+    "RESUME",
+    "SUBMIT",
+    "Cell",
+    "Frames",
+    "frame",
+]
 
-BAG, JOB, RESUME, RESULTS, DONE, ENDED, BAD = range(7)
+BAG, JOB, RESUME, RESULTS, DONE, ENDED, BAD, SUBMIT, ANSWER = range(9)
 HEADER: Final = struct.Struct("<IIII")
 
 

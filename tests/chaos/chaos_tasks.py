@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+import mtask
 
 
 def _begin(x: int, log: str) -> None:
@@ -62,5 +65,19 @@ def kill_the_worker(x: int, log: str, poison: int, seconds: float) -> int:
     if x == poison:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
+    time.sleep(seconds)
+    return x
+
+
+def total(results: Iterable[mtask.Result]) -> int:
+    return sum(result.value for result in results)
+
+
+def parent(x: int, log: str, seconds: float) -> int:
+    """Submits three tasks, and takes its time before and after."""
+    _begin(x, log)
+    time.sleep(seconds)
+    rows = [{"x": 1000 + 3 * x + n, "log": f"{log}-children"} for n in range(3)]
+    mtask.submit(rows, call=work, bag="children", lease_s=5, then=f"{__file__}:total")
     time.sleep(seconds)
     return x

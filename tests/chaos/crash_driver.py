@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mtask.submit
+import mtask.append
+import mtask.submitting
 from mtask.bag import BagHandle
 from mtask.manager import Manager
 from mtask.model import Message, State
@@ -29,6 +30,8 @@ from mtask_sqlite import Database, SqliteQueue, SqliteTable
 TASKS = Path(__file__).with_name("crash_tasks.py")
 MOST_POINTS = 200
 MOST_WRONG = 3
+OPEN = {"add": 3, "retry-open": 2, "spawn": 2, "then": 2}
+"""Scenarios with open bags, and how many tasks there are in the end."""
 MOST_S = 10.0
 """A bag that isn't finished by then is one that doesn't heal."""
 
@@ -109,6 +112,37 @@ def cancel_and_retry(manager: Manager) -> None:
     retry(manager)
 
 
+def add(manager: Manager) -> None:
+    """Two tasks to an open bag, and one more, with which the second comes again."""
+    options: dict[str, Any] = {"open": True, "per_message": 2, "bag": "b", "key": "x"}
+    for numbers in ((0, 1), (1, 2)):
+        manager.submit([{"x": x} for x in numbers], call=f"{TASKS}:plain", **options)
+    manager.bag("b").seal()
+
+
+def parent(manager: Manager) -> None:
+    manager.submit([{"x": 2}], call=f"{TASKS}:spawn", bag="p", backoff_s=0.0)
+
+
+def work_and_seal(manager: Manager) -> None:
+    work(manager, until_finished=False)
+    manager.bag("b").seal()
+
+
+def with_then(manager: Manager) -> None:
+    submit(manager, 2, then=f"{TASKS}:total")
+
+
+def work_long(manager: Manager) -> None:
+    """A worker that nobody tells of the bag."""
+    work(manager, until_finished=False, idle_exit_s=1.0)
+
+
+def retry_and_seal(manager: Manager) -> None:
+    retry(manager)
+    manager.bag("b").seal()
+
+
 Step = Callable[[Manager], object]
 SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "submit": (nothing, submit, submit),
@@ -127,6 +161,14 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "retry": (failed_before, retry, retry),
     "repair": (lost_before, lambda m: m.bag("b").repair(), lambda m: m.bag("b").repair()),
     "cancel": (lambda m: submit(m, 6), cancel_and_retry, cancel_and_retry),
+    "add": (nothing, add, add),
+    "retry-open": (
+        lambda m: (submit(m, 2, function="sick", retries=0, open=True), work(m, until_finished=False)),
+        retry,
+        retry_and_seal,
+    ),
+    "then": (with_then, lambda m: work(m, until_finished=False), work_long),
+    "spawn": (parent, lambda m: work(m, until_finished=False), work_and_seal),
 }
 
 
@@ -134,7 +176,7 @@ def wrongs(place: Place, manager: Manager, scenario: str) -> list[str]:
     """What of the promises doesn't hold."""
     found = []
     bag = manager.bag("b")
-    total = {"submit": 12, "sent": 8, "work": 5, "split": 4, "drain": 4}.get(scenario, 6)
+    total = {"submit": 12, "sent": 8, "work": 5, "split": 4, "drain": 4, **OPEN}.get(scenario, 6)
     rows = Counter(result.index for result in bag.results())
     if rows != Counter(range(total)):
         found.append(f"rows: {dict(rows)}")
@@ -148,6 +190,8 @@ def wrongs(place: Place, manager: Manager, scenario: str) -> list[str]:
         found.append(f"failed: {failed}")
     if set(place.log()) != set(range(total)):
         found.append(f"ran: {dict(place.log())}")
+    if scenario == "then" and [result.value for result in manager.bag("b.then").results()] != [1]:
+        found.append(f"in b.then: {list(manager.bag('b.then').results())}")
     if not bag.finished():
         found.append(f"not finished: {bag.info.state}")
     work(manager, until_finished=False)
@@ -201,10 +245,13 @@ def at_point(folder: Path, scenario: str, point: int) -> tuple[bool, list[str]]:
 
 
 def main() -> None:
-    mtask.submit.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
+    mtask.submitting.SEND_BLOCKS = 2  # so that a small bag is sent in several batches
+    mtask.append.BLOCK_BYTES = 12  # and is added in several blocks, without waiting long for the dead
+    mtask.append.PATIENCE_S = 0.05
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     wrong: dict[int, list[str]] = {}
-    for point in range(MOST_POINTS):
+    # Nothing happens between one write of an open bag and the next: to die after one is to die before the next.
+    for point in range(0, MOST_POINTS, 2 if scenario in OPEN else 1):
         crashed, found = at_point(folder / str(point), scenario, point)
         if found:
             wrong[point] = found

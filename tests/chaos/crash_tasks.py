@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+import mtask
 
 FOLDER = Path(os.environ["CRASH_FOLDER"])
 
@@ -14,6 +17,19 @@ def plain(x: int) -> int:
     os.write(fd, f"{x}\n".encode())
     os.close(fd)
     return x
+
+
+def spawn(x: int) -> None:
+    """The same submit at each attempt; the first one fails after it."""
+    mtask.submit([{"x": n} for n in range(x)], call=f"{__file__}:plain", bag="b")
+    first = FOLDER / "spawned"
+    if not first.exists():
+        first.touch()
+        raise ValueError("once more")
+
+
+def total(results: Iterable[mtask.Result]) -> int:
+    return sum(result.value for result in results)
 
 
 def slow(x: int) -> int:

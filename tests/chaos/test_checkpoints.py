@@ -156,7 +156,7 @@ def test_a_task_that_changes_its_directory_has_its_checkpoints_where_the_others_
     ("place", "said"),
     [
         ("nosuch://place", "Protocol not known: nosuch"),
-        ("abfs://container/x", "Install adlfs"),
+        ("oss://container/x", "Install ossfs"),
         ("{folder}/file/below", "Not a directory"),
         ("file://{folder}/file/below", "Not a directory"),
         ("/proc/below", "No such file or directory"),
@@ -177,7 +177,7 @@ def test_without_fsspec_it_says_what_to_install(site: Site) -> None:
     command = [sys.executable, "-c", code, "worker", "--checkpoints", "memory://x"]
     done = subprocess.run(command, env=site.env, cwd=site.folder, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'mtask[checkpoints]'" in done.stderr
+    assert "pip install 'mtask[urls]'" in done.stderr
 
 
 def test_a_place_that_can_be_used_is_left_as_it_was(site: Site) -> None:

@@ -73,14 +73,18 @@ def test_2000_tasks_in_200_messages(pool: CondorPool, tmp_path: Path) -> None:
 
 
 def test_who_waits_is_killed_again_and_again(pool: CondorPool, tmp_path: Path) -> None:
-    """SIGKILL to `mtask wait`, wherever it is: the next one goes on, and no task has two failures recorded."""
+    """SIGKILL to `mtask wait`, wherever it is: the next one goes on, no task has two failures recorded, and chains
+    (`--serial`) go on to their ends."""
     url, table = pool.url(), f"sqlite:///{tmp_path}/table.db"
     marks = pool.folder / "queues" / f"marks-{os.urandom(4).hex()}"
-    marks.mkdir()
-    marks.chmod(0o777)
+    for folder in (marks, marks / "chained"):
+        folder.mkdir()
+        folder.chmod(0o777)
     with connect(url, table) as manager:
         rows = [{"x": x, "folder": str(marks)} for x in range(40)]
         manager.submit(rows, call="condor_tasks:fail_twice", per_message=2, bag="b", retries=3, backoff_s=0.1)
+        rows = [{"x": x, "folder": str(marks / "chained"), "key": x % 4} for x in range(24)]
+        manager.submit(rows, call="condor_tasks:marked", bag="chained", serial="key")
     wait = [sys.executable, "-m", "mtask", "wait", "b", "--quiet", "--queue", url, "--table", table]
     for number in range(200):
         process = subprocess.Popen(wait, env=os.environ | {"PYTHONFAULTHANDLER": ""})
@@ -95,4 +99,6 @@ def test_who_waits_is_killed_again_and_again(pool: CondorPool, tmp_path: Path) -
         assert bag.counts() == Counts(total=40, done=40)
         attempts = Counter((each.index, each.attempt) for each in bag.attempts())
         assert set(attempts) == {(x, attempt) for x in range(40) for attempt in (1, 2)}
+        assert manager.bag("chained").wait(timeout_s=LONG_S) == Counts(total=24, done=24)
+        assert {len(path.read_text().splitlines()) for path in (marks / "chained").iterdir()} == {1}
         wait_until(lambda: manager.collect() == 0 and manager.queue.depth() == (0, 0, 0), "nothing is left")

@@ -1,4 +1,5 @@
-"""`kill -9` between every two writes of submit, work, split, drain, retry, repair and cancel (promise 3).
+"""`kill -9` between every two writes of submit, work, split, drain, retry, repair, cancel,
+and of adding to an open bag from outside and by a task (promise 3).
 
 `crash_driver` does it; see there what is checked after each kill.
 """
@@ -28,6 +29,10 @@ LEAST_POINTS = {
     "retry": 6,
     "repair": 2,
     "cancel": 6,
+    "add": 24,
+    "retry-open": 6,
+    "spawn": 20,
+    "then": 20,
 }
 """Fewer would mean that the driver no longer reaches what it is to kill."""
 

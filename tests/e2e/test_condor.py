@@ -188,11 +188,23 @@ print(int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) 
             manager.bag("many").cancel()
 
 
-def test_a_job_costs_more_than_a_request_so_messages_grow_sooner(manager):
-    bag = manager.submit([{"x": x} for x in range(300)], call="condor_tasks:double", tags="nowhere")
-    assert bag.info.spec.growth == manager.queue.limits.growth
-    assert sum(1 for _ in manager.table.blocks(bag.name)) < 60
-    bag.cancel()
+def test_messages_that_may_be_cut_grow_sooner(pool, table):
+    """A job costs more than a request."""
+    with connect(pool.url(split_after_s="60"), table) as manager:
+        bag = manager.submit([{"x": x} for x in range(300)], call="condor_tasks:double", tags="nowhere")
+        assert bag.info.spec.growth == manager.queue.limits.growth
+        assert sum(1 for _ in manager.table.blocks(bag.name)) < 60
+        bag.cancel()
+
+
+def test_nothing_waits_for_somebody_to_collect(pool, manager, marks):
+    """Jobs of long tasks: when they are over, all has been done, and is here."""
+    rows = [{"x": x, "folder": str(marks), "pause_s": 1.0} for x in range(12)]
+    bag = manager.submit(rows, call="condor_tasks:marked", per_message=6, tags="!nowhere")
+    wait_until(lambda: manager.queue.depth() == (0, 0, 0), "the pool has nothing left to do")
+    manager.collect()
+    assert bag.counts() == Counts(total=12, done=12)
+    assert manager.queue.depth() == (0, 0, 0)
 
 
 def test_the_commands(command, pool, table, monkeypatch):
@@ -201,7 +213,10 @@ def test_the_commands(command, pool, table, monkeypatch):
     monkeypatch.setenv("MTASK_TABLE", table)
     command.write("tasks.csv", "x\n" + "".join(f"{x}\n" for x in range(5)))
     code, _, err = command("submit", "tasks.csv", "--run", "echo {x}", "--bag", "june")
-    assert (code, "`mtask wait june` records their results" in err) == (0, True)
+    assert (code, "`mtask wait june` records their results and, while it runs, tries again" in err) == (
+        0,
+        True,
+    )
     code, out, _ = command("status", "june")
     assert (code, "jobs in HTCondor: " in out, "mtask worker" in out) == (0, True, False)
     code, out, err = command("wait", "june", "--json", "--timeout", "90s")

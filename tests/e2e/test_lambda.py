@@ -21,7 +21,7 @@ from mtask.errors import MtaskError, UsageError
 from mtask.manager import Manager, connect
 from mtask.model import Message, State
 from mtask.registry import make
-from mtask.submit import check_name
+from mtask.submitting import check_name
 from tests.unit.worker_kit import wait_until
 
 pytest.importorskip("boto3")

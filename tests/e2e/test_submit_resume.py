@@ -18,10 +18,10 @@ ROWS = [{"x": n} for n in range(500)]
 CALLS = ("put_blocks", "update_bag", "send", "create_bag")
 KILLED_IN_SENDING = """
 import os, signal, sys
-import mtask.submit
+import mtask.submitting
 from mtask.cli import main
 
-real, calls = mtask.submit.send_all, 0
+real, calls = mtask.submitting.send_all, 0
 
 def send_all(queue, messages, **options):
     global calls
@@ -30,7 +30,7 @@ def send_all(queue, messages, **options):
     if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-mtask.submit.send_all = send_all
+mtask.submitting.send_all = send_all
 main()
 """
 
@@ -180,3 +180,40 @@ def test_in_an_hour_is_another_time_when_it_is_said_again(command):
     command.write("t.csv", "x\n1\n2\n")
     args = ["submit", "t.csv", "--run", "echo {x}", "--bag", "b", "--not-before", "1h"]
     assert [command(*args).code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_bag_of_another_growth_goes_on_in_its_own_blocks(tmp_path, explicit, by_row):
+    """As one that was begun on another queue, or by an older version."""
+    rows = [{"x": n, "tags": "ab"[n // 700 % 2]} if by_row else {"x": n} for n in range(3000)]
+    name = {"bag": "b"} if explicit else {}
+
+    def submit(mt, growth):
+        bag = mt.submit(rows, run="echo {x}", growth=growth, **name)
+        return bag.name, [(b.first, b.count, b.lane != "", bytes(b.rows)) for b in mt.table.blocks(bag.name)]
+
+    def connect(name):
+        return mtask.connect(f"sqlite:///{tmp_path}/{name}.db", f"sqlite:///{tmp_path}/{name}-t.db")
+
+    with connect("whole") as mt:
+        _, wanted = submit(mt, 10)
+    with connect("broken") as mt:
+        real, count = mt.table.put_blocks, 0
+
+        def put_blocks(blocks):
+            nonlocal count
+            count += 1
+            if count == 2:
+                raise Killed
+            real(blocks)
+
+        mt.table.put_blocks = put_blocks
+        with pytest.raises(Killed):
+            submit(mt, 10)
+        mt.table.put_blocks = real
+        found = submit(mt, 250)
+        assert found[1] == wanted
+        assert mt.info(found[0]).spec.growth == 10
+        if explicit:
+            assert submit(mt, 99) == found, "and when it is complete"

@@ -18,6 +18,8 @@ class Wire:
         self.port: int = self._listener.getsockname()[1]
         self.change: Callable[[bytes], bytes] = lambda data: data
         """Of what the server says."""
+        self.change_asked: Callable[[bytes], bytes] = lambda data: data
+        """Of what the clients say."""
         self.deaf = False
         """Does nothing come through any more, in either direction?"""
         self.seen = bytearray()
@@ -58,7 +60,7 @@ class Wire:
                     continue
                 if is_client:
                     self.seen += data
-                target.sendall(data if is_client else self.change(data))
+                target.sendall(self.change_asked(data) if is_client else self.change(data))
         with suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 

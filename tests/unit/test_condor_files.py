@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtask.errors import StorageFullError, UsageError
 from mtask.manager import Manager, connect
-from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
+from mtask.model import Bag, DeadMessage, Delivery, Failure, Message, Reason, Result, Spec, State
 from mtask.packing import slice_message, split_rows
 from mtask.portion import Portion, line_of
 from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
-from mtask_condor.collector import Collector
-from mtask_condor.jobs import requirements_of
+from mtask_condor.census import Present
+from mtask_condor.collector import Collector, Removed
+from mtask_condor.jobs import _description, requirements_of
+from mtask_condor.live import Live, runs_of
+from mtask_condor.live import _merged as merged
 from mtask_condor.node import Outbox, _starts
+from mtask_condor.node import main as node_main
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
+from mtask_condor.watch import News, Watch, cluster_in_log
 from tests.servers.process import missing
 
+EVENTS = b"".join(
+    b"005 (007.%03d.000) 2026-11-21 23:57:10 Job terminated.\n\t(1) Normal termination (return value 0)\n"
+    % number
+    + b"\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Remote Usage\n" * 4
+    + b"\t0  -  Run Bytes Sent By Job\n" * 4
+    + b"...\n"
+    for number in range(2)
+)
+GONE = (
+    b"036 (007.-01.000) 2026-11-21 23:57:10 Cluster removed\n"
+    b"\tMaterialized 3 jobs from 0 items.\tComplete\n...\n"
+)
+"""HTCondor Manual, "Job Event Log Codes"."""
 FAILURE = Failure(reason=Reason.RAISED, type="ValueError", message="no")
 
 
@@ -60,6 +83,13 @@ def batch_of(manager: Manager, folder: Path, sent: list[Message]) -> Batch:
     for message in sent:
         filling.add(message)
     return filling.seal()
+
+
+def collector(manager: Manager, send: Callable[..., None], folder: Path | None = None) -> Collector:
+    """`folder`: what is in there is on its way."""
+    return Collector(
+        manager.table, send, lambda: Live() if folder is None else Live.of(folder), lambda _: None
+    )
 
 
 def part(message: Message, index: int, **changes: object) -> Message:
@@ -157,7 +187,7 @@ def test_deliveries_are_starts_that_nothing_excuses(tmp_path, monkeypatch, ad, c
 
 def test_a_worker_that_stops_leaves_the_rest_in_place(tmp_path, manager, writing):
     (message,) = messages(manager)
-    outbox = Outbox(writing(tmp_path / "0.out"))
+    outbox = Outbox(writing(tmp_path / "0.out"), message)
     outbox.stop()
     outbox.send([part(message, 0), part(message, 1, attempt=1)])
     assert read(tmp_path / "0.out").left(message) == [0, 2, 3]
@@ -225,10 +255,10 @@ def test_who_collects_may_die_at_any_step(tmp_path, manager, monkeypatch, step, 
         owner = {"record": manager.table, "keep_attempts": manager.table, "forget": batch}.get(step)
         if owner is not None:
             patch.setattr(owner, step, dying(getattr(owner, step)))
-        first = Collector(manager.table, dying(send) if step == "send" else send, lambda _: None)
+        first = collector(manager, dying(send) if step == "send" else send)
         with pytest.raises(Died):
             first.take(batch, [0])
-    Collector(manager.table, send, lambda _: None).take(batch, [0])
+    collector(manager, send).take(batch, [0])
     assert {r.index: r.state for r in manager.table.results("b")} == {0: State.DONE, 1: State.FAILED}
     assert {each.index for each in manager.table.attempts("b")} == {2}
     # Task 3, of which the file says nothing, is sent again as well.
@@ -237,13 +267,188 @@ def test_who_collects_may_die_at_any_step(tmp_path, manager, monkeypatch, step, 
     assert batch.live() == set()
 
 
+# -- chains (--serial) ------------------------------------------------------------------------------
+
+
+class Chained:
+    """Tasks of one key, of which the messages that are sent become batches in a folder."""
+
+    def __init__(self, manager: Manager, folder: Path, count: int) -> None:
+        self.manager, self.folder = manager, folder
+        rows = [{"x": x, "key": "a"} for x in range(count)]
+        self.bag = manager.submit(rows, run="echo {x}", bag="b", serial="key")
+        self.blocks = list(manager.table.blocks("b"))
+
+    def put(self, *indexes: int, ended: bool = True, generation: int = 0) -> Batch:
+        """Messages of these tasks, and with `ended` what their jobs brought back."""
+        info = msgspec.structs.replace(self.bag.info, generation=generation)
+        head = Head(bag="b", uid=info.uid, generation=generation)
+        filling = Filling(self.folder, head, Order(bag=info))
+        for index in indexes:
+            filling.add(Message.of(info, self.blocks[index]))
+        batch = filling.seal()
+        for number, index in enumerate(indexes):
+            if ended:
+                with closing(Writer(batch.path / f"{number}.out")) as writer:
+                    writer.rows([Result.done("b", index)])
+        return batch
+
+    def send(self, letters: Iterable[Letter], sources: Sequence[tuple[str, int]]) -> None:
+        for letter in letters:
+            assert letter.message.generation == self.bag.info.generation
+            self.put(letter.message.first, ended=False, generation=letter.message.generation)
+        for _, number in sources:
+            self.source.forget(number)
+
+    def take(self, batch: Batch, send: Callable[..., None] | None = None) -> None:
+        self.source = batch
+        collector(self.manager, send or self.send, self.folder).take(batch, sorted(batch.live()))
+
+    def waiting(self) -> list[int]:
+        """The tasks of all messages that are left."""
+        found = [batch.message(number) for batch in Batch.all(self.folder) for number in batch.live()]
+        return sorted(message.first for message in found if message is not None)
+
+
+@pytest.fixture
+def chained(manager: Manager, tmp_path: Path) -> Callable[[int], Chained]:
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    return lambda count: Chained(manager, folder, count)
+
+
+@pytest.mark.parametrize("step", ["record", "send", "forget"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_chain_goes_on_whoever_dies(chained, manager, monkeypatch, step, after):
+    chain = chained(3)
+    batch = chain.put(0)
+
+    def dying(method):
+        def die(*args, **options):
+            if after:
+                method(*args, **options)
+            raise Died
+
+        return die
+
+    with monkeypatch.context() as patch:
+        owner = {"record": manager.table, "forget": Batch, "send": chain}[step]
+        patch.setattr(owner, step, dying(getattr(owner, step)))
+        with pytest.raises(Died):
+            chain.take(batch)
+    chain.take(batch)
+    assert (manager.table.recorded("b", range(3)), chain.waiting()) == ({0}, [1])
+
+
+def test_of_a_task_that_ran_twice_one_follower_comes(chained, manager):
+    """And none that has ended, or is on its way: what comes after it is sent then."""
+    chain = chained(4)
+    chain.take(chain.put(0, 0))
+    assert chain.waiting() == [1]
+    chain.take(chain.put(0))
+    assert chain.waiting() == [1]
+    manager.table.record([Result.done("b", 1)])
+    for batch in Batch.all(chain.folder):
+        batch.remove()
+    chain.take(chain.put(0))
+    assert chain.waiting() == [2], "1 has ended elsewhere"
+
+
+def test_a_chain_goes_on_in_the_generation_of_now(chained, manager):
+    """A bag that was cancelled and taken up again, while a row of before was on its way."""
+    chain = chained(3)
+    old = chain.put(0)
+    manager.table.update_bag("b", generation=1)
+    new = chain.put(0, generation=1)
+    chain.take(old)
+    assert chain.waiting() == [0], "what was wanted before the cancel is void"
+    chain.take(new)
+    assert chain.waiting() == [1]
+
+
+def test_a_chain_whose_next_task_was_never_stored(chained, manager, monkeypatch):
+    chain = chained(2)
+    monkeypatch.setattr(manager.table, "block", lambda *key: {}[key])
+    chain.take(chain.put(0))
+    assert (manager.table.recorded("b", range(2)), chain.waiting()) == ({0}, [])
+
+
+# -- what is in the folder, and what is over --------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6))), st.integers(0, 30), st.integers(1, 9))
+def test_what_is_there_is_taken_out(ranges, first, count):
+    live = Live()
+    live._ranges = {("u", 0): merged(ranges)}
+    rows = msgspec.Raw(msgspec.json.encode([[x] for x in range(first, first + count)]))
+    message = Message(bag="b", uid="u", block=0, first=first, count=count, rows=rows)
+    there = {x for start, size in ranges for x in range(start, start + size)}
+    parts = list(live.without(message))
+    tasks = [x for each in parts for x in range(each.first, each.first + each.count)]
+    assert tasks == [x for x in range(first, first + count) if x not in there]
+    assert [value for each in parts for (value,) in msgspec.json.decode(each.rows)] == tasks
+    assert live.has(message) == (not tasks)
+    assert next(live.without(msgspec.structs.replace(message, generation=1))).count == count
+
+
+@given(st.sets(st.integers(0, 20)))
+def test_runs_of_numbers(numbers):
+    found = list(runs_of(sorted(numbers)))
+    assert [x for start, stop in found for x in range(start, stop)] == sorted(numbers)
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(found))
+
+
+def test_what_somebody_fills_is_there(tmp_path, manager):
+    sent = messages(manager, 4, per_message=2)
+    info = manager.info("b")
+    filling = Filling(tmp_path, Head(bag="b", uid=info.uid), Order(bag=info))
+    filling.add(sent[0])
+    for live in (Live.of(tmp_path), Live.of(tmp_path, [filling])):
+        assert (live.has(sent[0]), live.has(sent[1])) == (True, False)
+    batch = filling.seal()
+    assert Live.of(tmp_path).has(sent[0])
+    batch.forget(0)
+    assert not Live.of(tmp_path).has(sent[0])
+
+
+@pytest.mark.parametrize(
+    ("present", "left"),
+    [
+        (None, {0, 1, 2}),
+        (Present({1}, 2), {1, 2}),
+        (Present({1}, math.inf), {1}),
+        (Present(set(), math.inf), set()),
+    ],
+)
+def test_what_the_schedd_has_no_more_is_over(tmp_path, manager, writing, present, left):
+    """With a log that says nothing: results are recorded, and what has none is sent again."""
+    sent = messages(manager, 6, per_message=2)
+    batch = batch_of(manager, tmp_path, sent)
+    writing(batch.path / "0.out").rows([Result.done("b", 0)])
+    letters: list[Letter] = []
+    collecting = collector(manager, lambda found, _: letters.extend(found))
+    collecting.collect([batch], {} if present is None else {batch.id: present})
+    assert batch.live() == left
+    again = {
+        index
+        for letter in letters
+        for index in range(letter.message.first, letter.message.first + letter.message.count)
+    }
+    over = {index for number in {0, 1, 2} - left for index in (2 * number, 2 * number + 1)}
+    assert again == over - {0}
+    assert (manager.table.recorded("b", range(6)), batch.path.exists()) == (
+        {0} if over else set(),
+        bool(left),
+    )
+
+
 def test_a_row_that_is_there_is_not_sent_again(tmp_path, manager, writing):
     (message,) = messages(manager)
     batch = batch_of(manager, tmp_path, [message])
     writing(batch.path / "0.out").letters([Letter(message=part(message, x)) for x in range(4)])
     manager.table.record([Result.done("b", 1)])
     sent: list[Letter] = []
-    Collector(manager.table, lambda letters, _: sent.extend(letters), lambda _: None).take(batch, [0])
+    collector(manager, lambda letters, _: sent.extend(letters)).take(batch, [0])
     assert [letter.message.first for letter in sent] == [0, 2, 3]
 
 
@@ -252,7 +457,7 @@ def test_files_of_a_bag_that_was_replaced_are_dropped(tmp_path, manager, writing
     batch = batch_of(manager, tmp_path, [message])
     writing(batch.path / "0.out").rows([Result.done("b", 0)])
     batch.head = msgspec.structs.replace(batch.head, uid="other")
-    assert Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0]) == 0
+    assert collector(manager, lambda *_: None).take(batch, [0]) == 0
     assert (list(manager.table.results("b")), batch.live()) == ([], set())
 
 
@@ -261,7 +466,7 @@ def test_what_a_node_says_of_other_tasks_is_not_believed(tmp_path, manager, writ
     message, _ = messages(manager, 8, per_message=4)
     batch = batch_of(manager, tmp_path, [message])
     writing(batch.path / "0.out").rows([Result.done("b", 0), Result.done(bag, index)])
-    Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
+    collector(manager, lambda *_: None).take(batch, [0])
     (dead,) = manager.table.dead()
     assert (list(manager.table.results("b")), "it is about other tasks" in dead.reason) == ([], True)
 
@@ -272,7 +477,7 @@ def test_what_a_job_of_before_a_cancel_wants_sent_is_void(tmp_path, manager, wri
     writing(batch.path / "0.out").rows([Result.done("b", 0)])
     manager.table.update_bag("b", generation=1)
     sent: list[Letter] = []
-    Collector(manager.table, lambda letters, _: sent.extend(letters), lambda _: None).take(batch, [0])
+    collector(manager, lambda letters, _: sent.extend(letters)).take(batch, [0])
     assert ([row.index for row in manager.table.results("b")], sent) == ([0], [])
 
 
@@ -280,7 +485,7 @@ def test_an_unreadable_file_is_set_aside(tmp_path, manager):
     (message,) = messages(manager)
     batch = batch_of(manager, tmp_path, [message])
     (batch.path / "0.out").write_bytes(b"R{nonsense}\n")
-    Collector(manager.table, lambda *_: None, lambda _: None).take(batch, [0])
+    collector(manager, lambda *_: None).take(batch, [0])
     (dead,) = manager.table.dead()
     assert (dead.body, "can't be used" in dead.reason, batch.live()) == (b"R{nonsense}\n", True, set())
 
@@ -316,6 +521,51 @@ def test_an_address(tmp_path, monkeypatch):
     assert str(tmp_path) in address_of("condor:///reads").path
 
 
+def test_messages_are_cut_only_where_that_was_asked_for():
+    """The pieces wait for somebody who collects; and without cutting, none should be long."""
+    from mtask_condor.queue import CondorQueue
+
+    assert address_of("condor:///reads").split_after_s is None
+    assert address_of("condor:///reads?split_after_s=60").split_after_s == 60.0
+    growths = [
+        CondorQueue(address_of(f"condor:///reads{end}")).limits.growth for end in ("", "?split_after_s=9")
+    ]
+    assert growths == [250, 10]
+    order = Order(bag=Bag(name="b", spec=Spec(kind="command")))
+    assert msgspec.json.decode(msgspec.json.encode(order), type=Order).split_after_s is None
+
+
+def test_a_node_cuts_nothing_by_itself(tmp_path, manager, monkeypatch):
+    """Its order says nothing of it: the whole message is worked off, however long it takes."""
+    import mtask.worker.supervisor as supervisor
+
+    seen = []
+    real = supervisor.Worker
+    monkeypatch.setattr(
+        supervisor, "Worker", lambda *args, **kw: (seen.append(args[2]), real(*args, **kw))[1]
+    )
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (message,) = messages(manager)
+    (tmp_path / "order.json").write_bytes(msgspec.json.encode(Order(bag=manager.info("b"))))
+    (tmp_path / "0.in").write_bytes(message.encode())
+    monkeypatch.chdir(tmp_path)
+    assert node_main("0") == 0
+    assert [row.state for row in read(tmp_path / "0.out").rows] == [State.DONE] * 4
+    assert [options.split_after_s for options in seen] == [math.inf]
+
+
+@pytest.mark.parametrize("table", [None, "postgresql://u:secret@h/d"])
+def test_the_tables_url_travels_encrypted(tmp_path, manager, table):
+    info = manager.submit([{"x": 1}], run="echo {x}", bag="b").info
+    filling = Filling(tmp_path, Head(bag="b", uid=info.uid), Order(bag=info, table=table))
+    filling.add(Message.of(info, next(manager.table.blocks("b"))))
+    text = _description(address_of("condor:///reads"), filling.seal())
+    assert ("encrypt_input_files = order.json" in text.splitlines(), "secret" in text) == (
+        table is not None,
+        False,
+    )
+
+
 def test_requirements_are_expressions():
     if importlib.util.find_spec("classad2") is None:
         missing("the client of HTCondor", "pip install htcondor")
@@ -338,6 +588,47 @@ def test_requirements_are_expressions():
     assert not matches(None)
     assert matches("blast,eu", due_at=1)
     assert not matches("blast,eu", due_at=4e9)
+
+
+@pytest.mark.parametrize(
+    ("content", "ended", "cluster"),
+    [
+        (None, [], None),
+        (b"", [], None),
+        (EVENTS, [0, 1], 7),
+        (EVENTS[:60], [], 0),
+        (EVENTS[:250] + EVENTS[EVENTS.index(b"\n...\n") + 5 :], [], 0),
+        (EVENTS + EVENTS[:60] + EVENTS, [0, 1], 7),
+    ],
+)
+def test_logs_that_cannot_be_read(tmp_path, manager, content, ended, cluster):
+    """What is before the damage counts; whoever looks at the schedd sees the rest."""
+    if importlib.util.find_spec("htcondor2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
+    batch = batch_of(manager, tmp_path, messages(manager))
+    if content is not None:
+        (batch.path / "log").write_bytes(content)
+    with closing(Watch(batch)) as watch:
+        assert (watch.news(), cluster_in_log(batch)) == (News(ended, {}, None), cluster)
+        assert watch.news() == News([], {}, None)
+
+
+def test_a_log_that_says_only_that_the_cluster_is_gone(tmp_path, manager, writing):
+    """What was brought back counts, although the event of it is lost; jobs that brought nothing were removed."""
+    if importlib.util.find_spec("htcondor2") is None:
+        missing("the client of HTCondor", "pip install htcondor")
+    batch = batch_of(manager, tmp_path, messages(manager, 6, per_message=2))
+    writing(batch.path / "0.out").rows([Result.done("b", 0), Result.done("b", 1)])
+    writing(batch.path / "1.out").rows([Result.done("b", 2)])
+    (batch.path / "2.out").touch()
+    (batch.path / "log").write_bytes(GONE)
+    removed, letters = list[Removed](), list[Letter]()
+    made = Collector(manager.table, lambda found, _: letters.extend(found), Live, removed.extend)
+    assert made.collect([batch], {}) == 3
+    assert manager.table.recorded("b", range(6)) == {0, 1, 2}
+    assert [(each.message.first, each.message.count) for each in letters] == [(3, 1)]
+    assert [(each.first, each.count) for each in removed] == [(4, 2)]
+    assert not batch.path.exists()
 
 
 def test_nobody_receives():

@@ -30,7 +30,7 @@ from mtask.manager import Manager, make_spec
 from mtask.meter import Meter, Prices, reading, since
 from mtask.settings import Urls
 from mtask.sources import RowsSource
-from mtask.submit import prepare
+from mtask.submitting import prepare
 from mtask.testing.samples import a_status
 from tests.unit import metered
 from tests.unit.metered import Metered

@@ -71,6 +71,12 @@ class Bench:
         running = self.runner.running()
         return running is not None and running[2] > 0.1
 
+    def listens(self) -> bool:
+        """Has the task a handler for SIGTERM?"""
+        with open(f"/proc/{self.runner.pid}/status") as file:
+            caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
+        return bool(self.begun() and caught >> (signal.SIGTERM - 1) & 1)
+
     def gone(self) -> bool:
         return not self.runner.pid
 
@@ -214,7 +220,7 @@ def test_a_task_that_was_interrupted_is_left_and_has_not_failed(bench: Bench, ga
 def test_a_task_that_raises_because_it_was_told_to_stop_has_not_failed(bench: Bench) -> None:
     one = job([["raises"], ["not"], ["not"]], "stops")
     bench.runner.start(one)
-    bench.until(bench.begun)
+    bench.until(bench.listens)
     bench.runner.stop_task(Cause.INTERRUPTED)
     bench.until(bench.gone)
     assert not bench.failed
@@ -225,7 +231,7 @@ def test_a_task_that_raises_because_it_was_told_to_stop_has_not_failed(bench: Be
 def test_a_task_that_returns_when_it_is_told_to_stop_is_done(bench: Bench) -> None:
     one = job([["returns"], ["not"]], "stops")
     bench.runner.start(one)
-    bench.until(bench.begun)
+    bench.until(bench.listens)
     bench.runner.stop_task(Cause.INTERRUPTED)
     bench.until(bench.gone)
     assert bench.done == [0]
@@ -292,7 +298,7 @@ def test_nothing_is_given_to_a_child_that_is_about_to_die(bench: Bench, gate: Pa
 
 def test_a_cut_after_the_stop_leaves_the_barrier_up(bench: Bench) -> None:
     bench.runner.start(job([["returns"], ["not"]], "stops"))
-    bench.until(bench.begun)
+    bench.until(bench.listens)
     bench.runner.stop_task(Cause.CANCELLED)
     rests = bench.runner.cut()
     bench.until(bench.gone)

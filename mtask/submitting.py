@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress, groupby
 from operator import itemgetter
 from typing import IO
@@ -25,14 +25,16 @@ from mtask.binding import Binder, resolve
 from mtask.errors import BagExistsError, StorageFullError, UsageError
 from mtask.keys import Chain, Seen
 from mtask.model import COMMAND_COLUMN, Bag, BagState, Block, Message, Spec
-from mtask.packing import fit, pack
+from mtask.packing import fit, pack, split_rows
 from mtask.placing import Placing
 from mtask.queue import Queue, send_all
 from mtask.sources import Chunk, Source, encode_rows
+from mtask.spec import differs
+from mtask.staging import StagingCheck, staged_columns
 from mtask.table import Table
 from mtask.template import Template, check_command_lines, check_words, shell_environment
 
-__all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "send"]
+__all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "repacked", "send"]
 
 SPOOL_MEMORY_BYTES = 8 * 1024 * 1024
 SEND_BLOCKS = 64
@@ -75,6 +77,12 @@ class Spool:
                 then=self.then.get(number),
             )
 
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """The number of its lane, and the rows, of each block."""
+        self._file.seek(0)
+        for _first, _count, size, lane in self._index:
+            yield lane, self._file.read(size)
+
     def close(self) -> None:
         self._file.close()
 
@@ -109,7 +117,8 @@ def prepare(
     columns = source.columns
     keys, serial = _column_at(spec.key, source, "--key"), _column_at(spec.serial, source, "--serial")
     # No column and no row, as of an empty list: nothing to compare with the function's parameters.
-    wire = _checker(spec, source) if columns else lambda chunk: _checker(spec, source)(chunk)
+    staged = StagingCheck(spec, columns) if spec.staged and columns else None
+    wire = _checker(spec, source, staged) if columns else lambda chunk: _checker(spec, source, staged)(chunk)
     placing, digest, spool = (
         Placing(spec, columns if row_needs else ()),
         hashlib.blake2b(digest_size=16),
@@ -127,8 +136,10 @@ def prepare(
             wired = wire(chunk)
             encoded = encode_rows(wired, columns)
             serials = wired.columns[serial] if serial is not None else ()
-            if keys is not None:
-                new = seen.new(wired.columns[keys])
+            new = None if keys is None else seen.new(wired.columns[keys])
+            if staged is not None:
+                staged.check(wired, new)
+            if new is not None:
                 encoded, lanes, serials = (list(compress(each, new)) for each in (encoded, lanes, serials))
             order.add(serials)
             total += len(encoded)
@@ -156,6 +167,20 @@ def prepare(
     )
 
 
+def repacked(prepared: Prepared, growth: int) -> Prepared:
+    """The same tasks, in the blocks of a bag that was begun with another `Spec.growth`: as on another queue."""
+    if prepared.spec.growth == growth:
+        return prepared
+    spec, spool = msgspec.structs.replace(prepared.spec, growth=growth), Spool()
+    spool.then = prepared.spool.then  # a bag with some has a task a block
+    blocks = ((lane, list(map(bytes, split_rows(rows)))) for lane, rows in prepared.spool.rows())
+    chunks = ((rows, [lane] * len(rows)) for lane, rows in blocks)
+    for lane, first, count, block in _packed(chunks, spec, by_row=bool(prepared.placing.by_row)):
+        spool.append(first, count, block, lane)
+    prepared.spool.close()
+    return replace(prepared, spec=spec, spool=spool)
+
+
 def _packed(
     chunks: Iterable[tuple[list[bytes], list[int]]], spec: Spec, *, by_row: bool
 ) -> Iterator[tuple[int, int, int, bytes]]:
@@ -175,7 +200,7 @@ def _packed(
 
 def _column_at(name: str, source: Source, option: str) -> int | None:
     """Raises UsageError."""
-    if not name:
+    if not name or not source.columns:
         return None
     if name not in source.columns:
         near = difflib.get_close_matches(name, source.columns, 1)
@@ -184,14 +209,18 @@ def _column_at(name: str, source: Source, option: str) -> int | None:
     return source.columns.index(name)
 
 
-def _checker(spec: Spec, source: Source) -> Callable[[Chunk], Chunk]:
+def _checker(spec: Spec, source: Source, staged: StagingCheck | None) -> Callable[[Chunk], Chunk]:
     """What each chunk goes through before it is encoded."""
     columns = source.columns
+    named = staged_columns(columns, spec.inputs, spec.outputs)
+    if spec.then:
+        resolve(spec.then)
     if spec.kind == "call":
-        function, spare = resolve(spec.target[0]), (spec.key, spec.serial)
-        return Binder(function, columns, textual=source.textual, spare=spare).wire
+        function, spare = resolve(spec.target[0]), (spec.key, spec.serial, *(staged.used if staged else ()))
+        wire = Binder(function, named, textual=source.textual, spare=spare).wire
+        return wire if staged is None else staged.wire(wire)
     if spec.kind == "run":
-        Template(spec.target, columns)
+        Template(spec.target, named)
     elif spec.kind == "shell":
         shell_environment(columns)
     elif COMMAND_COLUMN not in columns:
@@ -258,21 +287,13 @@ def _differs(there: Bag, prepared: Prepared) -> str | None:
     """In what the stored bag differs; None: it is the same, and this is the same submit once more."""
     if there.state is BagState.CANCELLED:
         return "was cancelled"
+    if there.endless:
+        return "is an open bag; tasks are added to it with --open"
     # First: as parameters of another function or of a command, the same fields are other values.
-    if (there.spec.kind, there.spec.target) != (prepared.spec.kind, prepared.spec.target):
-        return f"runs something else ({there.spec.title})"
-    if there.digest != prepared.digest:
+    same_target = (there.spec.kind, there.spec.target) == (prepared.spec.kind, prepared.spec.target)
+    if same_target and there.digest != prepared.digest:
         return f"holds other tasks (from {there.source})"
-    # "In two hours" is another time when it is said again.
-    same_time = msgspec.structs.replace(prepared.spec, not_before_at=there.spec.not_before_at)
-    if there.spec != same_time:
-        return f"has other options: {_options(there.spec, prepared.spec)}"
-    return None
-
-
-def _options(there: Spec, here: Spec) -> str:
-    changed = (name for name in Spec.__struct_fields__ if getattr(there, name) != getattr(here, name))
-    return ", ".join(f"{name}={getattr(there, name)} (now {getattr(here, name)})" for name in changed)
+    return differs(there.spec, prepared.spec)
 
 
 def _is_over(table: Table, bag: Bag) -> bool:
