@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
     colours = HtmlFormatter(style="default").get_style_defs(".codehilite")
     files.append(File.generated(config, "changelog.md", content=changelog))
     files.append(File.generated(config, "code.css", content=colours))
