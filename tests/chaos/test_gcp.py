@@ -48,10 +48,12 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
-    bag = site.submit("work", TASKS, lease_s=3, per_message=10, seconds=0.01)
-    workers = [site.start_worker("-j", "2") for _ in range(3)]
-    wait_for(lambda: all(site.begun(worker) for worker in workers), "all workers work", timeout_s=60)
+    bag = site.submit("work", TASKS, lease_s=3, per_message=10, seconds=0.03)
+    workers = [site.start_worker("-j", "2")]
+    wait_for(lambda: site.begun(workers[0]), "the first one works", timeout_s=60)
+    workers += [site.start_worker("-j", "2") for _ in range(2)]
     workers[0].kill()
+    assert not bag.finished()
     wait_for(bag.finished, "all tasks have ended", timeout_s=90)
     assert [result.value for result in check(bag)] == list(range(TASKS))
     twice = Counter(begin.task for begin in site.begins())
