@@ -32,7 +32,7 @@ from mtask_gcp.pages import DONE, EMPTY, NONE, Change, Page
 NUMBERS = st.integers(0, MOST) | st.integers(0, 100)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     names=st.lists(
         st.text(max_size=40) | st.sampled_from([".", "..", "__a__", "a/b", "x" * 2000]), min_size=2
@@ -76,6 +76,7 @@ LETTERS = st.text(NONE + "dfx", min_size=PAGE, max_size=PAGE)
 STEPS = st.lists(st.tuples(st.sampled_from(["done", "f", "x", "out"]), st.integers(0, PAGE - 1)), max_size=40)
 
 
+@settings(deadline=None)
 @given(before=LETTERS, there=st.booleans(), steps=STEPS)
 def test_a_page_counts_what_it_holds(before: str, there: bool, steps: list[tuple[str, int]]) -> None:
     before = before if there else EMPTY
