@@ -24,7 +24,7 @@ from typing import Any, Self
 import msgspec
 
 from mtask.errors import BackendError
-from mtask.meter import Prices, Used, reading, since
+from mtask.meter import Prices, Tab, Used
 from mtask.model import WorkerStatus
 from mtask.settings import Urls
 from mtask.table import Table
@@ -68,21 +68,22 @@ class _Account(msgspec.Struct):
 
 
 class Bill:
-    """What this process uses of queue and table within a `with` statement, for the bag named in it."""
+    """What this thread uses of queue and table within a `with` statement, for the bag named in it."""
 
     def __init__(self, queue: Any, table: Table) -> None:
-        self._sources, self._table = (getattr(queue, "main", queue), table), table
+        self._tab, self._table = Tab((getattr(queue, "main", queue), table)), table
         self.uid = ""
         """Of the bag; it may be known late."""
 
     def __enter__(self) -> Self:
-        self._before = reading(self._sources)
+        self._tab.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        used = since(self._before, reading(self._sources))
+        self._tab.__exit__()
+        used = self._tab.used()
         if self.uid and used and not isinstance(error, BackendError):
             with suppress(BackendError):  # the work is done, whatever becomes of its bill
                 charge(self._table, self.uid, used, os.urandom(6).hex())

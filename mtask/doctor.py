@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import mtask
@@ -16,7 +17,7 @@ from mtask.registry import ROLES, diagnose, open_queue, open_table, shown
 from mtask.settings import Urls
 from mtask.table import Table
 
-__all__ = ["CLOCK_S", "Finding", "clock_finding", "examine"]
+__all__ = ["CLOCK_S", "Finding", "clock_finding", "clock_findings", "examine"]
 
 OLDEST_PYTHON = (3, 11)
 CLOCK_S = 30.0
@@ -61,6 +62,16 @@ def clock_finding(ahead_s: float, whose: str) -> Finding:
     text = f"{off_s:.0f} s {'ahead of' if ahead_s > 0 else 'behind'} {whose}" if off_s >= 1 else f"as {whose}"
     todo = "" if off_s < CLOCK_S else "set it: `timedatectl set-ntp true`, or ask whoever runs this machine"
     return Finding("clock", off_s < CLOCK_S, text, todo)
+
+
+def clock_findings(date: str | None, asked_s: float, took_s: float, whose: str) -> Iterator[Finding]:
+    """By the header `Date` of an answer, if it has one: as much as is sure. `asked_s`: when it was asked for, here."""
+    if not date:
+        return
+    # The header has whole seconds, cut off; the request may have been answered at any moment of its way.
+    ahead_s = asked_s + took_s / 2 - (parsedate_to_datetime(date).timestamp() + 0.5)
+    sure_s = max(0.0, abs(ahead_s) - 0.5 - took_s / 2)
+    yield clock_finding(sure_s if ahead_s > 0 else -sure_s, whose)
 
 
 def _program() -> Iterator[Finding]:

@@ -172,27 +172,29 @@ class Fleet(Protocol):
 def backlog_of(queue: Lanes, table: Table, can: Capabilities) -> Backlog:
     """What is in the queue for workers of these capabilities. Raises as queue and table do.
 
-    Where the queue doesn't know its depth, each task without a row counts as a message.
+    Where the queue doesn't know how much is there, held by workers or not, each task without a row counts as a message.
     """
-    if queue.main.depth().ready is None:
-        left = sum(table.counts(bag.name).left for bag in table.bags() if bag.state is not BagState.CANCELLED)
-        return Backlog((Load(left, Requirements()),) if left else ())
-    served, unserved = list[Load](), list[Load]()
     listed = {lane.name: lane for lane, _ in table.lanes()}
-    for lane in (DEFAULT_LANE, *listed.values()):
+    front = front_of(DEFAULT_LANE)
+    served, unserved = list[Load](), list[Load]()
+    for lane in (DEFAULT_LANE, *listed.values(), *(() if front.name in listed else (front,))):
         messages = _messages(queue, lane)
+        if messages is None:
+            return _of_table(table)
         if messages:
             load = Load(messages, lane.requires, lane.max_running)
             (unserved if can.lacks(lane.requires) else served).append(load)
-    front = front_of(DEFAULT_LANE)
-    if front.name not in listed and (messages := _messages(queue, front)):
-        served.append(Load(messages, front.requires))
     return Backlog(tuple(served), tuple(unserved))
 
 
-def _messages(queue: Lanes, lane: Lane) -> int:
+def _messages(queue: Lanes, lane: Lane) -> int | None:
     depth = queue.lane(lane.name).depth()
-    return (depth.ready or 0) + (depth.leased or 0)
+    return None if depth.ready is None or depth.leased is None else depth.ready + depth.leased
+
+
+def _of_table(table: Table) -> Backlog:
+    left = sum(table.counts(bag.name).left for bag in table.bags() if bag.state is not BagState.CANCELLED)
+    return Backlog((Load(left, Requirements()),) if left else ())
 
 
 def workers_for(spec: FleetSpec, backlog: Backlog) -> int:

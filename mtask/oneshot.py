@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mtask.errors import BackendError, MessageError
+from mtask.errors import BackendError
+from mtask.giveback import give_back
+from mtask.lanes import Lanes
 from mtask.model import Delivery, Message
 from mtask.queue import Depth, Extension, Queue, QueueLimits
 
@@ -58,24 +60,8 @@ class OneShotQueue:
         with self._changed:
             rest = list(self._waiting)
             self._waiting.clear()
-        for delivery in rest:
-            copy = (
-                self._copy_of(delivery) if self.limits.counts_releases and self.limits.workers_send else None
-            )
-            if copy is None:
-                self.release([delivery])
-            else:
-                self.lane(copy.lane).send([copy]) if copy.lane else self.send([copy])
-                self.delete([delivery])
-
-    @staticmethod
-    def _copy_of(delivery: Delivery) -> Message | None:
-        """Which forgets no death; None for what is no message."""
-        try:
-            message = Message.decode(delivery.body)
-        except MessageError:
-            return None
-        return msgspec.structs.replace(message, deaths=message.deaths + delivery.deliveries - 1)
+        if rest:
+            give_back(Lanes(self), rest)
 
     # -- Queue --------------------------------------------------------------------------------------
 

@@ -31,9 +31,9 @@ __all__ = [
     "unfold",
 ]
 
-BLOCK_BYTES = 48 * 1024
-"""Encoded size of a block's rows: with its envelope, one 64 KiB billing unit of SQS, and one message
-of Azure's after base64."""
+BLOCK_BYTES = 47 * 1024
+"""Encoded size of a block's rows: with an envelope of up to 1 KiB, one message of Azure's, whose 64 KiB of base64 are
+48 KiB; and less than one 64 KiB billing unit of SQS."""
 MOST = 1000
 SHARE = 0.4
 """A piece takes this part of what each slot still has ahead of it: so pieces get smaller as a bag comes to its

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,7 +49,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self.update()
+            with suppress(BackendError):
+                self._show(self._bag.counts())  # those of late may be of before the end
             self._live.stop()
 
     def _start_live(self) -> None:
@@ -79,7 +81,10 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def update(self) -> Counts:
-        counts, now_s = self._bag.counts_of_late(), time.monotonic()
+        return self._show(self._bag.counts_of_late())
+
+    def _show(self, counts: Counts) -> Counts:
+        now_s = time.monotonic()
         self._seen.append((now_s, counts.ended))
         while len(self._seen) > 2 and now_s - self._seen[0][0] > WINDOW_S:
             self._seen.popleft()

@@ -14,7 +14,7 @@ import pytest
 
 pytest_plugins = [
     "tests.servers.aws",
-    "tests.servers.blobs",
+    "tests.servers.azure",
     "tests.servers.condor",
     "tests.servers.firestore",
     "tests.servers.gcp",

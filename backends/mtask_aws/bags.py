@@ -6,14 +6,11 @@ A bag is one item: `b` or `z` its JSON as it was made, `now` what has changed si
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 
-import msgspec
-
-from mtask.errors import BagExistsError, BagNotFoundError, SchemaError, UnavailableError
+from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
+from mtask.stored_bag import bag_of, changed, made, now_of, tries
 from mtask_aws import keys
 from mtask_aws.blobs import Blobs
 from mtask_aws.dynamo import ConditionError, Dynamo, Item, item_at
@@ -21,25 +18,6 @@ from mtask_aws.keys import BAGS, SHARDS, Key
 from mtask_aws.pages import Frontier
 
 __all__ = ["Bags", "Known"]
-
-TRIES = 50
-"""Of a change of a bag that somebody else changes at the same time; each time one of them gets through."""
-PAUSE_S = 0.02
-
-_decode_bag = msgspec.json.Decoder(Bag).decode
-
-
-class _Now(msgspec.Struct, frozen=True):
-    """What changes in a bag."""
-
-    state: BagState
-    generation: int
-    total: int
-    sent: int
-    digest: str
-
-
-_decode_now = msgspec.json.Decoder(_Now).decode
 
 
 class Known:
@@ -68,9 +46,9 @@ class Bags:
 
     def create(self, bag: Bag) -> None:
         """Raises BagExistsError."""
-        body = msgspec.json.encode(bag)
+        body = made(bag)
         packed = self._blobs.pack(body, bag.uid, keep_s=bag.spec.keep_s)
-        item = item_at(_key(bag.name), **packed, now=_text(_now_of(bag)), v={"N": "1"})
+        item = item_at(_key(bag.name), **packed, now=_text(now_of(bag)), v={"N": "1"})
         if ttl := _ttl(bag):
             item["ttl"] = {"N": str(ttl)}
         try:
@@ -108,27 +86,19 @@ class Bags:
         generation: int | None,
     ) -> None:
         """See `Table.update_bag`."""
-        for attempt in range(TRIES):
+        for _ in tries():
             bag, item = self._read(name)
-            if bag.state is BagState.CANCELLED and state is BagState.SEALED:
-                state = None
-            now = _Now(
-                state=state or bag.state,
-                generation=max(bag.generation, generation or 0),
-                total=max(bag.total, total or 0),
-                sent=max(bag.sent, sent or 0),
-                digest=bag.digest if digest is None else digest,
-            )
-            if now == _now_of(bag):
+            now = changed(bag, state=state, total=total, sent=sent, digest=digest, generation=generation)
+            if now is None:
                 return
             values = {":now": _text(now), ":one": {"N": "1"}, ":v": item["v"]}
             try:
                 self._db.update(_key(name), "SET now = :now, v = v + :one", condition="v = :v", values=values)
             except ConditionError:
-                time.sleep(random.uniform(0, PAUSE_S * (attempt + 1)))
+                continue
             else:
                 return
-        raise UnavailableError(f"the bag {name!r} was changed by others {TRIES} times while this tried to")
+        raise UnavailableError(f"the bag {name!r} was changed by others again and again while this tried to")
 
     def find(self, name: str) -> Known | None:
         """None: there is no such bag."""
@@ -175,26 +145,15 @@ class Bags:
         return bag, item
 
     def _bag_of(self, item: Item) -> Bag:
-        try:
-            bag, now = _decode_bag(self._blobs.unpack(item)), _decode_now(item["now"]["S"])
-        except (msgspec.DecodeError, KeyError) as error:
-            name = item["sk"].get("S")
-            raise SchemaError(
-                f"the bag {name!r} can't be read, a newer mtask may have made it: {error}"
-            ) from None
-        return msgspec.structs.replace(bag, **{name: getattr(now, name) for name in _Now.__struct_fields__})
+        return bag_of(self._blobs.unpack(item), item.get("now", {}).get("S"), str(item["sk"].get("S")))
 
 
 def _key(name: str) -> Key:
     return BAGS, keys.short(name)
 
 
-def _now_of(bag: Bag) -> _Now:
-    return _Now(bag.state, bag.generation, bag.total, bag.sent, bag.digest)
-
-
-def _text(now: _Now) -> dict[str, str]:
-    return {"S": msgspec.json.encode(now).decode()}
+def _text(now: bytes) -> dict[str, str]:
+    return {"S": now.decode()}
 
 
 def _ttl(bag: Bag) -> int | None:

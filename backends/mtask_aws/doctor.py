@@ -14,14 +14,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
 import msgspec
 from botocore.exceptions import ClientError
 
-from mtask.doctor import Finding, clock_finding
+from mtask.doctor import Finding, clock_findings
 from mtask.errors import MtaskError
 from mtask.meter import Meter
 from mtask.registry import ROLES
@@ -80,21 +79,12 @@ def _identity(address: Address) -> Iterator[Finding]:
         how = f" (by {credentials.method})" if credentials is not None else ""
         yield Finding("credentials", True, f"{answer['Arn']}{how}")
         yield Finding("region", True, f"{address.region}, at {sts.meta.endpoint_url}")
-        yield from _clock(answer, asked_s, took_s)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        yield from clock_findings(date, asked_s, took_s, "AWS")
     except MtaskError as error:
         yield Finding.problem("credentials", error, stops=True)
     finally:
         client.close()
-
-
-def _clock(answer: dict[str, Any], asked_s: float, took_s: float) -> Iterator[Finding]:
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    if date is None:
-        return
-    # The header has whole seconds, cut off; the request may have been answered at any moment of its way.
-    ahead_s = asked_s + took_s / 2 - (parsedate_to_datetime(date).timestamp() + 0.5)
-    sure_s = max(0.0, abs(ahead_s) - 0.5 - took_s / 2)
-    yield clock_finding(sure_s if ahead_s > 0 else -sure_s, "AWS")
 
 
 # -- trying -----------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -168,7 +170,7 @@ class Dynamo:
         while "LastEvaluatedKey" in answer:
             parameters["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
             if ahead:
-                future = self._pool().submit(self.call, "Query", **parameters)
+                future = self._submit(lambda: self.call("Query", **parameters))
                 yield answer["Items"]
                 answer = future.result()
             else:
@@ -180,7 +182,7 @@ class Dynamo:
         """Call `function` for each side by side; raises the first error when all have ended."""
         if len(each) <= 1:
             return [function(one) for one in each]
-        futures: list[Future[R]] = [self._pool().submit(function, one) for one in each]
+        futures = [self._submit(partial(function, one)) for one in each]
         wait(futures)
         return [future.result() for future in futures]
 
@@ -204,10 +206,14 @@ class Dynamo:
                 if code_of(error) == "ResourceNotFoundException":
                     raise no_table(self.address) from None
                 raise
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        self.clock.saw(headers.get("date"), asked_at)
+        self.saw(answer, asked_at)
         self._count(action, answer, self._least(action, parameters, answer))
         return answer
+
+    def saw(self, answer: dict[str, Any], asked_at: float) -> None:
+        """Have the clock look at the answer to what was asked then, by our own clock."""
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        self.clock.saw(headers.get("date"), asked_at)
 
     def close(self) -> None:
         self._closed = True
@@ -269,6 +275,10 @@ class Dynamo:
         units = sum(float(each.get("CapacityUnits", 0)) for each in capacities)
         unit = "dynamodb read units" if action in _READS else "dynamodb write units"
         self.meter.add(unit, max(units, least))
+
+    def _submit(self, function: Callable[[], R]) -> Future[R]:
+        """In another thread, on the account of this one."""
+        return self._pool().submit(copy_context().run, function)
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from mtask.model import State
+from mtask.paged import Tally
 from mtask_aws import keys
 from mtask_aws.dynamo import Item
 from mtask_aws.keys import PAGE
 
-__all__ = ["Change", "Frontier", "Page", "Tally", "read", "tally", "without"]
+__all__ = ["Change", "Frontier", "Page", "read", "tally", "without"]
 
 _LETTERS = {State.FAILED: "f", State.EXPIRED: "x"}
 _STATES = {letter: state for state, letter in _LETTERS.items()}
@@ -104,17 +105,6 @@ def _place(places: dict[str, str], text: str) -> str:
 
 
 # -- counting -------------------------------------------------------------------------------------------
-
-
-class Tally(NamedTuple):
-    """How many tasks ended how."""
-
-    done: int = 0
-    failed: int = 0
-    expired: int = 0
-
-    def plus(self, other: Tally) -> Tally:
-        return Tally(self.done + other.done, self.failed + other.failed, self.expired + other.expired)
 
 
 def tally(item: Item) -> Tally:

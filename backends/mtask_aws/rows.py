@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
 
 from mtask.errors import UnavailableError
 from mtask.model import Counts, Result, State
+from mtask.paged import Tally, gathered, groups
 from mtask.portion import Portion, line_of
 from mtask_aws import keys
 from mtask_aws import pages as pages_
@@ -24,9 +24,9 @@ from mtask_aws.bags import Bags, Known
 from mtask_aws.blobs import Blobs
 from mtask_aws.dynamo import ConditionError, Dynamo, Item, item_at, key_of
 from mtask_aws.keys import LAST_PAGE, PAGE, Key, checked, new_token, page_of
-from mtask_aws.pages import Change, Page, Tally
+from mtask_aws.pages import Change, Page
 
-__all__ = ["GROUP_BYTES", "Writer", "counts", "gathered", "pages_with"]
+__all__ = ["GROUP_BYTES", "Writer", "counts", "pages_with"]
 
 GROUP_BYTES = 256 * 1024
 """Rows whose JSON is longer than that together go into several items; a longer one has its own."""
@@ -35,58 +35,8 @@ DENSE = 4
 """Pages of which one in so many is wanted are read by queries: one by one they cost 5 times as much."""
 
 
-class Row(NamedTuple):
-    """A row before it is written."""
-
-    state: State
-    attempt: int
-    line: bytes
-    """See `mtask.portion`."""
-
-
-Gathered = dict[int, dict[int, Row]]
-"""Page → offset → row."""
 Body = tuple[Known, Key, bytes, int | None]
 """The bag, the item's key and content, and the attempt's number, where the item is that of one row."""
-
-
-def gathered(results: Sequence[Result | Portion]) -> dict[str, Gathered]:
-    """By bag; of the rows of one task in one call, the one that would be left by one call after the other."""
-    found: dict[str, Gathered] = {}
-    for each in results:
-        pages = found.setdefault(each.bag, {})
-        if isinstance(each, Portion):
-            checked(each.first)
-            checked(each.first + each.count - 1)
-            for index, line in enumerate(each.split(), each.first):
-                _keep(pages, index, Row(State.DONE, 0, line))
-        else:
-            _keep(pages, checked(each.index), Row(each.state, each.attempt, line_of(each)))
-    return found
-
-
-def _keep(pages: Gathered, index: int, row: Row) -> None:
-    page = pages.setdefault(index // PAGE, {})
-    before = page.get(index % PAGE)
-    if before is None or before.state is not State.DONE:
-        page[index % PAGE] = row
-
-
-def _groups(rows: dict[int, Row]) -> Iterator[dict[int, bytes]]:
-    """The lines of done rows, by offset, in the portions that are written as one item each."""
-    group: dict[int, bytes] = {}
-    size = 0
-    for offset in sorted(rows):
-        if rows[offset].state is not State.DONE:
-            continue
-        line = rows[offset].line
-        if group and size + len(line) > GROUP_BYTES:
-            yield group
-            group, size = {}, 0
-        group[offset] = line
-        size += len(line) + 1
-    if group:
-        yield group
 
 
 class Writer:
@@ -97,7 +47,7 @@ class Writer:
 
     def record(self, results: Sequence[Result | Portion]) -> None:
         """Rows first, then the pages that name them."""
-        by_bag = gathered(results)
+        by_bag = gathered(results, PAGE, checked)
         bags = {name: self._bags.known(name) for name in by_bag}  # before anything is written
         work = [(bags[name], page, rows) for name, pages in by_bag.items() for page, rows in pages.items()]
         for known, page, _ in work:
@@ -107,7 +57,7 @@ class Writer:
         for known, page, rows in work:
             done: dict[int, str] = {}
             ended: dict[int, tuple[State, str]] = {}
-            for group in _groups(rows):
+            for group in groups(rows, GROUP_BYTES):
                 token = new_token(group)
                 done.update(dict.fromkeys(group, token))
                 bodies.append(

@@ -26,17 +26,10 @@ if TYPE_CHECKING:
     from mtask.manager import Manager
     from mtask.model import Delivery
     from mtask.sources import Chunk, Source
-    from mtask.worker.options import Options
     from mtask_aws.queue import SqsQueue
 
 __all__ = ["lambda_handler", "submit_handler"]
 
-LEAST_S = 10.0
-"""In less time nothing can be run and written down."""
-MARGIN_S = (5.0, 10.0)
-"""For the last writes and the answer, at least and at most."""
-GRACE_S = 30.0
-"""What runs may take so long to end once the time is nearly over, at most."""
 SUBMIT = "MTASK_SUBMIT"
 _SUFFIX = re.compile(r"(\.(csv|tsv|jsonl|ndjson|parquet|pq))?(\.(gz|zst))?$", re.IGNORECASE)
 MOST_NAME = 100
@@ -61,13 +54,14 @@ def lambda_handler(event: Mapping[str, Any], context: Context) -> dict[str, list
     Raises MtaskError when no message could be dealt with; Lambda then calls less often.
     """
     from mtask.oneshot import OneShotQueue
+    from mtask.serverless import options_within
     from mtask.worker.supervisor import Worker
 
     records = event.get("Records", [])
     if not records:
         return {"batchItemFailures": []}
     left_s = context.get_remaining_time_in_millis() / 1000
-    options = _options(left_s)
+    options = options_within(left_s, "its timeout")
     manager = _manager(*_urls(records))
     given, later = _deliveries(manager, records, left_s)
     queue = OneShotQueue([delivery for _, delivery in given], manager.queue.main)
@@ -107,39 +101,6 @@ def submit_handler(event: Mapping[str, Any], context: Context) -> dict[str, list
 
 
 # -- messages ---------------------------------------------------------------------------------------
-
-
-def _options(left_s: float) -> Options:
-    """So that all is over before the function's time is. Raises UsageError where that can't be."""
-    from mtask.worker.capabilities import cpus_of_machine
-    from mtask.worker.options import Options
-
-    if left_s < LEAST_S:
-        raise UsageError(
-            f"this function has only {left_s:.1f} s left; set its timeout to {LEAST_S:.0f} s at the very least, and to "
-            "several times what a task takes"
-        )
-    margin_s = min(max(MARGIN_S[0], left_s / 6), MARGIN_S[1])
-    grace_s = min(GRACE_S, (left_s - margin_s) / 3)
-    runtime_s = left_s - margin_s - grace_s
-    return Options(
-        slots=_slots() or cpus_of_machine(),
-        grace_s=grace_s,
-        max_runtime_s=runtime_s,
-        timeout_s=runtime_s,  # what began at once and isn't done by then never will be
-        checkpoints=os.environ.get("MTASK_CHECKPOINTS") or os.path.join(tempfile.gettempdir(), "checkpoints"),
-        path=tuple(part for part in sys.path if part),  # Lambda sets it in this process only
-        lanes=False,
-    )
-
-
-def _slots() -> int | None:
-    text = os.environ.get("MTASK_SLOTS")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"MTASK_SLOTS must be a number from 1 on, not {text!r}")
-    return int(text)
 
 
 def _urls(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

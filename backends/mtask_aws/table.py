@@ -267,14 +267,16 @@ class DynamoTable:
 
     def _check(self) -> None:
         """Is there such a table, and is it one of ours?"""
-        address = self._db.address
+        address, asked_at = self._db.address, self._db.clock.local()
         with self._db.client.errors("dynamodb:DescribeTable"):
             try:
-                found = self._db.client.get().describe_table(TableName=address.name)["Table"]
+                answer = self._db.client.get().describe_table(TableName=address.name)
             except ClientError as error:
                 if code_of(error) == "ResourceNotFoundException":
                     raise no_table(address) from None
                 raise
+        self._db.saw(answer, asked_at)
+        found = answer["Table"]
         if found["TableStatus"] == "CREATING":
             raise UnavailableError(f"the table {address.url} is still being made")
         types = {each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]}

@@ -98,15 +98,19 @@ class SqliteQueue:
                 unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
         if bodies:
             database = self._open()
-            waiter = None if delay_s or database.writing else self._claim()
+            waiter, hands_over = None, not (delay_s or database.writing)
             try:
                 with database.write() as connection:
+                    # When its turn has come, not before: who is claimed waits for the end of this.
+                    while hands_over and (waiter := self._first_waiter()) is not None:
+                        if self._claim(waiter):
+                            break
                     given = self._insert(connection, bodies, self._clock() + delay_s, waiter)
                     database.tell()
                 if waiter is not None:
                     waiter.deliveries = given
-            finally:
-                if waiter is not None:
+            finally:  # also when this is interrupted: else the waiter would wait for ever
+                if waiter is not None and waiter not in self._waiters:
                     waiter.served.set()
         if unsent:
             raise SendError(unsent)
@@ -152,12 +156,20 @@ class SqliteQueue:
         self._wakes += 1
         self.database.ring()
 
-    def _claim(self) -> _Waiter | None:
+    def _first_waiter(self) -> _Waiter | None:
         """One who waits in this process: what it is given as it is sent, it needn't take in a transaction of its own."""
         try:
-            return self._waiters.popleft()
+            return self._waiters[0]
         except IndexError:
             return None
+
+    def _claim(self, waiter: _Waiter) -> bool:
+        """Does it still wait? Then it waits for whoever has claimed it from now on."""
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:
+            return False
+        return True
 
     def _withdraw(self, waiter: _Waiter) -> list[Delivery]:
         """What it was given; nothing more will be."""

@@ -104,7 +104,7 @@ def run(
             if shown:
                 if again:
                     click.echo(f"bag {bag.name!r}: {tasks_text(again)} tried again", err=True)
-                _announce(bag, sent)
+                _announce(bag, sent, again="--retry-failed for the tasks that failed")
                 _warn_of_others(manager, bag)
             began_s, before = time.monotonic(), bag.counts().ended
             if not bag.finished_all():
@@ -198,7 +198,8 @@ def submit(
             if options["open"] or options["seal"]:
                 _announce_added(bag, sent, hint)
             else:
-                _announce(bag, sent, hint=hint)
+                again = f"`mtask retry {bag.name}` for the tasks that failed"
+                _announce(bag, sent, again=again, hint=hint)
     return 0
 
 
@@ -296,14 +297,15 @@ class _Line:
             sys.stderr.flush()
 
 
-def _announce(bag: BagHandle, sent: int, hint: str = "") -> None:
+def _announce(bag: BagHandle, sent: int, *, again: str, hint: str = "") -> None:
+    """`again`: what runs failed tasks again."""
     counts = bag.counts()
     if not counts.total:
         text = f"bag {bag.name!r}: there is no task in the file; nothing to do"
     elif not sent and not counts.left:
         text = f"bag {bag.name!r}: all {counts.total:,} tasks have ended already; for another run choose another --bag"
         if counts.failed:
-            text += ", or --retry-failed for the tasks that failed"
+            text += f", or {again}"
     elif counts.ended or not sent:
         text = f"bag {bag.name!r}: going on, {counts.left:,} of {tasks_text(counts.total)} are left"
     else:

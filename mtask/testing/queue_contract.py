@@ -19,6 +19,7 @@ from collections import Counter
 import pytest
 
 from mtask.errors import SendError
+from mtask.giveback import give_back
 from mtask.model import Delivery
 from mtask.queue import Queue
 from mtask.testing.lanes_contract import LanesContract
@@ -284,6 +285,18 @@ class QueueContract(LanesContract):
         queue.delete([old])
         queue.release([new])
         self.take_one(queue)
+
+    @pytest.mark.parametrize("version", [1, 99], ids=["", "of a newer mtask"])
+    def test_what_is_given_back_is_no_death(self, queue: Queue, version: int) -> None:
+        message = a_message(v=version)
+        queue.send([message])
+        for _ in range(2):
+            give_back(queue, [self.take_one(queue)])
+        last = self.take_one(queue)
+        assert last.body == message.encode()
+        if queue.limits.counts_deliveries:
+            assert last.deliveries == 1
+        self.assert_nothing(queue)
 
     # -- depth --------------------------------------------------------------------------------------
 

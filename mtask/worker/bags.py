@@ -17,6 +17,8 @@ __all__ = ["Bags"]
 KEEP_S = 60.0
 ELSEWHERE_S = 2.0
 """What this worker can't run is left to others for so long."""
+SKEW_S = 60.0
+"""Clocks of hosts may differ by so much."""
 TRY_AGAIN_S = 60.0
 """And it looks again whether it can run it by now."""
 
@@ -73,6 +75,17 @@ class Bags:
         with self._lock:
             self._bags[bag.uid] = bag, time.monotonic()
         return bag
+
+    def is_gone(self, bag: Bag) -> bool:
+        """Has it expired, so that its name may be another bag's by now? Asks the table of nothing else: one that is kept
+        for ever keeps its name."""
+        keep_s = bag.spec.keep_s
+        if keep_s is None or time.time() < bag.created_at + keep_s - SKEW_S:
+            return False
+        try:
+            return self._table.bag(bag.name).uid != bag.uid
+        except BagNotFoundError:
+            return True
 
     def refresh(self, in_use: Collection[str]) -> dict[str, int]:
         """Read the bags again; returns, by uid, up to which generation they were cancelled or are gone.

@@ -118,6 +118,11 @@ class Held:
             return message
         return msgspec.structs.replace(message, deaths=self.deaths, lane=self._own_lane())
 
+    def whole(self) -> Message:
+        """All of it again, as it was: what guards a task still tells when it was handed on."""
+        part = self.part(0, self.message.count)
+        return msgspec.structs.replace(part, sent_at=self.message.sent_at) if part.runs_at else part
+
     def _own_lane(self) -> str:
         """Of the bag's lanes, the one that the message's is, or is in front of."""
         own = (DEFAULT_LANE, *self.bag.lanes)

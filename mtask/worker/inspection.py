@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from mtask.errors import BagNotFoundError, MessageError, NewerMessageError
+from mtask.giveback import Common, give_back
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, DeadMessage, Delivery, Failure, Message, Reason, Result
 from mtask.packing import check_rows, unfold
@@ -26,16 +27,11 @@ __all__ = ["Inspector", "Lease"]
 
 AFTER_YOU_S = 0.3
 """Who has given back what it can't run is slower to ask again than those that may be able to."""
+NEWER_S = 10.0
+"""What only a newer mtask can read is left to others for so long: this one will not read it before it is upgraded."""
 DEFAULT_LEASE_S = 60.0
 MOST_REASON = 500
 """Characters: a reason may quote the message."""
-
-
-class _Name(msgspec.Struct):
-    """What messages of all versions have in common."""
-
-    bag: str
-    uid: str
 
 
 class Lease(NamedTuple):
@@ -69,7 +65,7 @@ class Inspector:
         self._queue, self._table, self._bags = queue, table, bags
         self._keeper, self._recorder, self._notes = keeper, recorder, notes
         self._on_job, self._worker, self._stopped = on_job, worker, stopped
-        self._guard = Guard(table)
+        self._guard = Guard(table, worker, notes)
         self._lease_s = lease_s
         self.next_lease_s = lease_s or DEFAULT_LEASE_S
         """What the next message is likely to want: as the last one."""
@@ -81,7 +77,7 @@ class Inspector:
         except MessageError as error:
             if isinstance(error, NewerMessageError) and self._is_awaited(delivery.body):
                 self._notes.once(f"given back to other workers: {error}")
-                self._queue.release([delivery], delay_s=ELSEWHERE_S)
+                give_back(self._queue, [delivery], delay_s=NEWER_S)
                 self._stopped.wait(AFTER_YOU_S)
             else:
                 self._set_aside(delivery, str(error))
@@ -90,7 +86,7 @@ class Inspector:
     def _is_awaited(self, body: bytes) -> bool:
         """Does it belong to a bag that isn't over, whatever else it says?"""
         try:
-            name = msgspec.json.decode(body, type=_Name)
+            name = msgspec.json.decode(body, type=Common)
             bag = self._table.bag(name.bag)
         except (ValueError, RecursionError, BagNotFoundError):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ class Notes:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._since: dict[str, float] = {}
+        self._calm_since_s = -math.inf
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
@@ -36,12 +38,17 @@ class Notes:
         if what in self._since:
             with self._lock:
                 since = self._since.pop(what, None)
+                self._calm_since_s = time.monotonic()
             if since is not None:
                 self.say(f"the {what} answers again after {time.monotonic() - since:.0f} s")
 
     def troubled(self, what: str) -> bool:
         """Is it in trouble now?"""
         return what in self._since
+
+    def calm_s(self) -> float:
+        """For how long there has been no trouble."""
+        return 0.0 if self._since else time.monotonic() - self._calm_since_s
 
     def once(self, text: str) -> None:
         """Say this, unless it was said before."""

@@ -95,7 +95,8 @@ class Pulse(Service):
         try:
             self._worker.expenses.settle(self._table, everything=True)
         finally:  # what isn't in the accounts is in the beat
-            self._table.beat(self.status("stopped"))
+            # What runs on without a message is settled by now, unless that couldn't be written: then others see to it.
+            self._table.beat(self.status(None if self._worker.running_on() else "stopped"))
             self._worker.limits.leave()
 
     def _clean_now_and_then(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mtask.errors import BackendError, UnavailableError
+from mtask.giveback import give_back
 from mtask.lanes import Lanes
 from mtask.model import Delivery
 from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements
@@ -238,7 +239,7 @@ class Receiver(Service):
                 continue
             if self._stopped.wait(pause_s):
                 with contextlib.suppress(BackendError):
-                    self._queue.release(list(waiting))
+                    give_back(self._queue, list(waiting))
                 return started
             pause_s = min(2 * pause_s, 5.0, lease_s / 4)
             now_s = time.monotonic()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
+from mtask.giveback import sends_copies
 from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import fit
 from mtask.portion import Portion, expanded
@@ -63,12 +64,14 @@ class Recorder(Service):
         notes: Notes,
         on_written: Callable[[Sequence[Result | Portion]], None],
         on_over: Callable[[Bag], None] = lambda _: None,
+        is_gone: Callable[[Bag], bool] = lambda _: False,
     ) -> None:
         """`on_written` is called with the rows, when what has gathered is written; they may be none. `on_over`: with
-        the bag of each message of which nothing is left, if something comes after it (`Spec.then`)."""
+        the bag of each message of which nothing is left, if something comes after it (`Spec.then`). `is_gone`: may
+        another bag have this one's name by now? It may raise what the table raises."""
         super().__init__("recorder")
         self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
-        self._on_written, self._on_over = on_written, on_over
+        self._on_written, self._on_over, self._is_gone = on_written, on_over, is_gone
         self._rows: list[Result | Portion] = []
         """Written since `on_written` was called."""
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
@@ -140,12 +143,10 @@ class Recorder(Service):
 
     def release(self, held: Held, *, delay_s: float = 0) -> None:
         """Give the message back as it is; nothing of it has begun."""
-        limits = self._queue.limits
         if held.guarded_parts:
             self.settle(held, held.unsettled)
-        elif limits.counts_releases and limits.workers_send:
-            # A release would look like the death of a worker: a copy doesn't.
-            self.hand_on(held, [held.part(0, held.message.count)], delay_s=delay_s)
+        elif sends_copies(self._queue.limits):  # as `give_back` does, but tried until it is done
+            self.hand_on(held, [held.whole()], delay_s=delay_s)
         else:
             self._put(Item(held=held, release_s=delay_s))
 
@@ -254,6 +255,9 @@ class Recorder(Service):
 
     def _write(self, batch: list[Item]) -> None:
         """Rows first, then messages sent, then messages deleted; together where one database holds both."""
+        bags = {item.held.bag.uid: item.held.bag for item in batch}
+        gone = {uid for uid, bag in bags.items() if self._is_gone(bag)}
+        batch = [_emptied(item) if item.held.bag.uid in gone else item for item in batch]
         settled: dict[Held, int] = defaultdict(int)
         for item in batch:
             settled[item.held] += item.settles
@@ -353,10 +357,15 @@ def _singles(item: Item) -> list[Item]:
     return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in results)]
 
 
+def _emptied(item: Item) -> Item:
+    """The same of a bag that is gone: its message is settled, and nothing comes of it."""
+    return msgspec.structs.replace(item, results=(), attempts=(), sends=())
+
+
 def _refused(item: Item, error: MtaskError) -> Item:
-    """The same with a failure in place of its result; with nothing at all when the bag is gone."""
+    """The same with a failure in place of its result."""
     if isinstance(error, BagNotFoundError):
-        return msgspec.structs.replace(item, results=(), attempts=(), sends=())
+        return _emptied(item)
     failure = Failure(
         reason=Reason.VALUE, type="refused", message=f"the table refused the result: {error}"[:4096]
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mtask.errors import BackendError, UnavailableError
+from mtask.giveback import give_back
 from mtask.lanes import Lanes
 from mtask.model import UNKNOWN, DeadMessage, Result, State
 from mtask.portion import Portion
@@ -99,7 +100,13 @@ class Worker:
         self.limits = Limits(table, self.name, self._keeper.count)
         self.submits = Submits(self.queue, table, self.notes, allowed=options.submits)
         self._recorder = Recorder(
-            self.queue, table, self._keeper, self.notes, self._tell_written, self.submits.look_whether_done
+            self.queue,
+            table,
+            self._keeper,
+            self.notes,
+            self._tell_written,
+            on_over=self.submits.look_whether_done,
+            is_gone=self.bags.is_gone,
         )
         self._gathered = Gathered(self._recorder)
         self._receiver = Receiver(
@@ -303,7 +310,7 @@ class Worker:
         or whose results can't be written. After any other error the leases run out: that counts."""
         if rest := [held.delivery for held in self._keeper.held() if not (held.lost or held.let_go)]:
             with contextlib.suppress(BackendError):
-                self.queue.release(rest)
+                give_back(self.queue, rest, check=True)
 
     def _failed(self, error: BaseException) -> None:
         """A service can't go on, and the worker not without it."""

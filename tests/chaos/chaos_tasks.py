@@ -33,6 +33,13 @@ def wait(x: int, log: str, gate: str) -> int:
     return x
 
 
+def wait_and_take(x: int, log: str, gate: str, seconds: float) -> int:
+    """So long after the gate was opened."""
+    wait(x, log, gate)
+    time.sleep(seconds)
+    return x
+
+
 def wait_and_fail_once(x: int, log: str, gate: str, seconds: float) -> int:
     """The second time it takes so long, in which a third would begin, too."""
     wait(x, log, gate)

@@ -105,7 +105,7 @@ class Site:
         self, function: str, count: int, *, bag: str = "bag", lease_s: float = 3.0, **options: Any
     ) -> BagHandle:
         """`count` tasks, numbered from 0; what isn't an option of `submit` is a parameter of each."""
-        known = {"per_message", "retries", "max_deliveries", "timeout_s"}
+        known = {"per_message", "retries", "max_deliveries", "timeout_s", "serial"}
         settings = {key: value for key, value in options.items() if key in known}
         shared = {key: value for key, value in options.items() if key not in known}
         rows = [{"x": x, "log": str(self.log), **shared} for x in range(count)]

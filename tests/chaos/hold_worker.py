@@ -17,6 +17,7 @@ from mtask.cli import main
 from mtask.manager import Manager, connect
 from mtask.model import Delivery
 from mtask.queue import Extension
+from mtask.worker import guard
 from mtask_sqlite import SqliteQueue
 
 HOLD_S = float(os.environ.get("HOLD_S", "4"))
@@ -62,4 +63,5 @@ def connect_shortly(queue: str | None, table: str | None, **_: Any) -> Manager:
 
 if __name__ == "__main__":
     mtask.cli.work.connect = connect_shortly  # type: ignore[attr-defined]
+    guard.SILENT_S, guard.CALM_S = float(os.environ.get("SILENT_S", "6")), 1.0
     main()

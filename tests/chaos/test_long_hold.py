@@ -127,3 +127,36 @@ def test_what_waits_behind_the_task_that_is_handed_on_goes_to_others(site: Site)
     wait_for(bag.finished, "the bag is finished")
     assert [result.attempt for result in check(bag)] == [1, 1, 1]
     assert len(site.begins()) == 3
+
+
+def test_a_retry_of_what_failed_after_handing_on_runs_once(site: Site) -> None:
+    """Though the copy is still in the queue, finds no row, and its worker doesn't run it any more."""
+    gate = str(site.gate)
+    bag = site.submit("wait_and_fail_once", 1, lease_s=LEASE_S, gate=gate, seconds=4.0, retries=0)
+    first = site.start_worker("-j", "1", "--max-tasks", "1")
+    wait_for(lambda: guarded(site), "it was handed on")
+    site.open_gate()
+    assert first.exit_code() == 0
+    assert bag.counts().failed == 1
+    assert bag.retry() == 1
+    site.start_worker("-j", "2")
+    wait_for(bag.finished, "the bag is finished", timeout_s=30)
+    (result,) = check(bag)
+    assert result.state == State.DONE
+    wait_for(lambda: site.manager.queue.depth() == (0, 0, 0), "nothing is left over")
+    assert len(site.begins()) == 2
+
+
+def test_what_comes_after_a_task_that_was_handed_on_runs_once(site: Site) -> None:
+    """Its worker has sent it, and stopped in good order before the copy was seen again."""
+    gate = str(site.gate)
+    bag = site.submit("wait_and_take", 2, lease_s=LEASE_S, gate=gate, seconds=4.0, serial="log")
+    first = site.start_worker("-j", "1", "--max-tasks", "1")
+    wait_for(lambda: guarded(site), "it was handed on")
+    site.open_gate()
+    assert first.exit_code() == 0
+    site.start_worker("-j", "2")
+    wait_for(bag.finished, "the bag is finished", timeout_s=30)
+    assert [result.attempt for result in check(bag)] == [1, 1]
+    wait_for(lambda: site.manager.queue.depth() == (0, 0, 0), "nothing is left over")
+    assert len(site.begins()) == 2

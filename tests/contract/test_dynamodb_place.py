@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -27,10 +28,12 @@ from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a
 from mtask_aws import DynamoTable, open_table
 from mtask_aws.blobs import ITEM_BYTES
 from mtask_aws.bucket import FOR_EVER, KEEP_DAYS, bucket_name
+from mtask_aws.clock import ServerClock
 from mtask_aws.setup_table import PRIVATE, make_table
 from tests.servers.dynamodb import create, hook, new_url
 
 DAY_S = 86400.0
+HOUR_S = 3600.0
 
 
 @pytest.fixture
@@ -211,6 +214,16 @@ def test_a_bag_that_has_expired_is_gone_and_its_name_is_free(url: str, table: Dy
     table.create_bag(again)
     with closing(open_table(url)) as other:
         assert other.bag("old") == again
+
+
+def test_one_whose_clock_is_ahead_replaces_no_bag_that_is_there(
+    url: str, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.create_bag(kept(HOUR_S))
+    ahead = functools.partial(ServerClock, lambda: time.time() + 2 * HOUR_S)
+    monkeypatch.setattr("mtask_aws.dynamo.ServerClock", ahead)
+    with closing(open_table(url)) as other, pytest.raises(BagExistsError):
+        other.create_bag(kept(HOUR_S))
 
 
 @pytest.mark.parametrize(("keep_s", "folder"), [(60.0, "keep-1"), (DAY_S + 1, "keep-3"), (1e10, FOR_EVER)])

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtask.errors import BackendError, UnavailableError
+from mtask.meter import Tab, since
 from mtask.model import Counts, Result
+from mtask.paged import Tally
 from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, a_status
 from mtask_aws import DynamoTable, dynamo, keys, open_table, pages
 from mtask_aws.dynamo import Item, size_of
@@ -47,6 +49,16 @@ def small(index: int) -> Result:
 
 def used(table: DynamoTable, unit: str) -> float:
     return table.meter.used().get(unit, 0.0)
+
+
+def test_what_is_done_side_by_side_is_on_the_account_of_who_asked_for_it(table: DynamoTable) -> None:
+    before = table.meter.used()
+    with Tab([table]) as tab:
+        table.put_blocks([a_block(number) for number in range(5)])
+        table.record([a_portion([small(index) for index in range(1000)])])
+        table.counts("bag")
+        assert len(list(table.results("bag"))) == 1000
+    assert tab.used() == since(before, table.meter.used())
 
 
 @pytest.mark.parametrize("portion", [64, 50, 500])
@@ -270,11 +282,11 @@ def test_a_frontier_counts_as_if_it_read_everything(
                 else:
                     offsets = {"d": [offset], "a": range(1, 64), "c": range(64)}[kind]
                     at(number).update({f"d{n}": token for n in offsets})
-        total = pages.Tally()
+        total = Tally()
         for item in items.values():
             page = pages.read(item)
             states = [state.value for state, _ in page.ended.values()]
-            part = pages.Tally(len(page.done), states.count("failed"), states.count("expired"))
+            part = Tally(len(page.done), states.count("failed"), states.count("expired"))
             assert pages.tally(item) == part
             total = total.plus(part)
         opened = [items[number] for number in frontier.open if number in items]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,3 +191,53 @@ def test_nothing_is_given_that_may_be_undone(queue: SqliteQueue, url: str) -> No
     assert not waiting.taken
     queue.send([a_message(1)])
     assert [each.body for each in waiting.end()] == [a_message(1).encode()]
+
+
+class Interrupted(deque[Any]):
+    """Ctrl-C arrives in the main thread just after it has taken something out."""
+
+    def popleft(self) -> Any:
+        return self._interrupted(super().popleft())
+
+    def remove(self, item: Any) -> None:
+        self._interrupted(super().remove(item))
+
+    @staticmethod
+    def _interrupted(taken: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        return taken
+
+
+def test_who_is_interrupted_while_it_sends_leaves_nobody_waiting_for_ever(queue: SqliteQueue) -> None:
+    queue._waiters = Interrupted()
+    waiting = Waiting(queue)
+    with pytest.raises(KeyboardInterrupt):
+        queue.send([a_message(0)])
+    queue._waiters = deque()
+    queue.send([a_message(1)])
+    assert [each.body for each in waiting.end()] == [a_message(1).encode()]
+
+
+def test_one_that_waits_is_not_kept_by_a_send_that_waits_for_its_turn(queue: SqliteQueue) -> None:
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, queue.database.bell]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        waiting = Waiting(queue)
+        sending = threading.Thread(target=queue.send, args=([a_message(0)],))
+        sending.start()
+        began_s = time.monotonic()
+        while not queue.database._turn_here.locked():
+            assert time.monotonic() < began_s + 30
+            time.sleep(0.001)
+        queue.wake()
+        assert waiting.end() == [], "though the turn is still another one's"
+        assert sending.is_alive()
+        holder.stdin.close()
+        sending.join(30)
+    assert [each.body for each in queue.receive(max_messages=9, lease_s=60, wait_s=30)] == [
+        a_message(0).encode()
+    ]

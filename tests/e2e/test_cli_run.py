@@ -274,6 +274,8 @@ class TestAgain:
         args = ("run", "t.csv", "--call", "m:odd", "--bag", "b", "--retries", "0")
         assert [command(*args).code, command(*args).code] == [1, 1]
         assert "or --retry-failed for the tasks that failed" in command(*args).err
+        err = command("submit", *args[1:]).err
+        assert "choose another --bag, or `mtask retry b` for the tasks that failed\n" in err
 
     def test_failed_tasks_are_tried_again_where_that_is_said(self, command):
         run = ("run", "tasks.csv", "--shell", "echo $x >> ran; test $x != 3 -o -e mended", "--bag", "b")

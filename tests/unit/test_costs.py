@@ -210,6 +210,29 @@ def test_a_bill_has_what_was_used_within(manager: Manager, table: Metered) -> No
     assert used_by(table, "u", []) == {"writes": 5.0}
 
 
+def test_threads_that_share_a_manager_are_billed_for_their_own(manager: Manager, table: Metered) -> None:
+    """Each is under way while the others send theirs."""
+    together = threading.Barrier(3)
+
+    def use(number: int) -> None:
+        with Bill(manager.queue, table) as bill:
+            bill.uid = f"u{number}"
+            together.wait(20)
+            for _ in range(number):
+                table.meter.add("writes", 1)
+            Meter().add("writes", 50)  # of something else
+            together.wait(20)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [used_by(table, f"u{number}", []) for number in (1, 2, 3)] == [{"writes": n} for n in (1, 2, 3)]
+    table.meter.add("writes", 1)
+    assert used_by(table, "u1", []) == {"writes": 1.0}
+
+
 def test_a_bill_of_what_was_interrupted_is_kept_and_one_of_a_table_away_is_not_waited_for(
     manager: Manager, table: Metered
 ) -> None:

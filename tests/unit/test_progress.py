@@ -16,6 +16,9 @@ class FakeBag:
     def __init__(self, *counts):
         self._counts = list(counts)
 
+    def counts(self):
+        return self._counts[-1]
+
     def counts_of_late(self):
         counts = self._counts.pop(0) if len(self._counts) > 1 else self._counts[0]
         if isinstance(counts, Exception):
@@ -134,3 +137,15 @@ def test_a_bag_that_is_tried_again_is_not_finished_however_short_ago_it_was(tmp_
         assert bag.counts_of_late().failed == 1
         bag.retry()
         assert not bag.finished()
+
+
+def test_the_bar_ends_with_the_counts_of_the_end(monkeypatch):
+    """Where a table is not asked often, those of late still say that something is left."""
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    shown = []
+    bag = FakeBag(Counts(total=2, done=1), Counts(total=2, done=1), Counts(total=2, done=2))
+    with Progress(bag) as progress:
+        monkeypatch.setattr(progress._bar, "update", lambda *_, **fields: shown.append(fields["completed"]))
+        progress.update()
+        bag._counts.insert(0, Counts(total=2, done=1))
+    assert shown == [1, 2]

@@ -9,7 +9,7 @@ import pytest
 
 from mtask.manager import connect
 from mtask.worker import pulse
-from tests.unit.worker_kit import Place, Wrapper, failing, wait_until
+from tests.unit.worker_kit import Place, Wrapper, failing, held_of, wait_until
 
 
 @pytest.fixture
@@ -88,3 +88,18 @@ def test_a_drain_whose_beat_failed_is_told_at_the_next_look(
         worker.drain(grace_s=600)
         wait_until(lambda: [status.state for status in place.table.workers()] == ["draining"])
         gate.touch()
+
+
+def test_who_couldnt_write_what_it_ran_on_did_not_stop_in_good_order(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would send what comes after it."""
+    with place.working() as worker:
+        wait_until(place.table.workers)
+        held = held_of(1)
+        held.guarded_parts = [(0, 1)]
+        monkeypatch.setattr(worker, "running_on", lambda: [held])
+        worker.drain()
+        wait_until(lambda: place.table.workers()[0].state == "draining")
+    [status] = place.table.workers()
+    assert (status.state, [each.index for each in status.running]) == ("draining", [0])

@@ -15,6 +15,7 @@ import pytest
 from mtask.manager import connect
 from mtask.model import NO_ROWS, BagState, Delivery, Failure, Message, Reason, Result, State
 from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, front_of
+from mtask.worker import inspection
 from mtask.worker.bags import Bags
 from mtask.worker.held import Job
 from mtask.worker.leases import LeaseKeeper
@@ -450,13 +451,20 @@ def test_what_cant_be_read_is_set_aside_once_with_its_body(
     assert bench.place.queue.depth() == (0, 0, 0)
 
 
-def test_a_message_that_a_newer_version_can_read_is_left_to_others(bench: Bench) -> None:
+def newer_than_this(body: bytes) -> bytes:
+    return msgspec.json.encode(msgspec.json.decode(body) | {"v": 99, "rows": "of another form"})
+
+
+def test_a_message_that_a_newer_version_can_read_is_left_to_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While workers are upgraded one by one, those of before do no harm; when its bag is over, it goes."""
+    monkeypatch.setattr(inspection, "NEWER_S", 1.0)
     bag = bench.place.put_bag([[1]])
     queue = bench.place.queue
     bench.send()
     (delivery,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=1)
-    newer = msgspec.json.encode(msgspec.json.decode(delivery.body) | {"v": 99, "rows": "of another form"})
+    newer = newer_than_this(delivery.body)
     bench.queue.faults["receive"] = lambda method, **_: [msgspec.structs.replace(delivery, body=newer)]
     bench.start()
     bench.receive()
@@ -485,6 +493,30 @@ def planting(body: bytes, *, deliveries: int) -> Any:
         return []
 
     return receive
+
+
+@pytest.mark.parametrize(("deliveries", "deaths"), [(1, 2), (4, 5)])
+def test_where_releases_are_counted_a_copy_of_what_only_a_newer_one_can_read_is_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, deliveries: int, deaths: int
+) -> None:
+    """Or the tasks would end as lost after some of these, though none ever ran. A copy forgets no death."""
+    monkeypatch.setattr(inspection, "NEWER_S", 0.0)
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, counts_releases=True)
+    bench.place.put_bag([[1]])
+    bench.send(deaths=2)
+    (delivery,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=1)
+    delivery = msgspec.structs.replace(delivery, body=newer_than_this(delivery.body), deliveries=deliveries)
+    bench.queue.faults["receive"] = lambda method, **_: [delivery]
+    bench.start()
+    bench.receive()
+    bench.finish()
+    assert not bench.queue.called("release")
+    (copy,) = bench.place.queue.receive(max_messages=9, lease_s=60, wait_s=1)
+    assert msgspec.json.decode(copy.body) == msgspec.json.decode(delivery.body) | {"deaths": deaths}
+    assert copy.deliveries == 1
+    if deliveries == 1:
+        assert copy.body == delivery.body, "as it came"
+    assert bench.place.queue.depth() == (0, 1, 0), "the message itself is gone"
 
 
 def test_a_bag_that_is_known_doesnt_vouch_for_another_name(bench: Bench) -> None:
@@ -584,6 +616,20 @@ def test_who_stops_meanwhile_gives_the_message_back(bench: Bench) -> None:
     wait_until(lambda: bench.said)
     bench.finish()
     assert bench.place.queue.depth() == (1, 0, 0)
+
+
+def test_who_stops_meanwhile_sends_a_copy_where_a_release_would_look_like_a_death(bench: Bench) -> None:
+    bench.queue.limits = msgspec.structs.replace(bench.place.queue.limits, counts_releases=True)
+    bench.place.put_bag([[0]])
+    bench.send(deaths=1)
+    bench.table.faults["bag"] = unavailable
+    bench.start()
+    bench.receiver.want(wish(1), 0)
+    wait_until(lambda: bench.said)
+    bench.finish()
+    assert not bench.queue.called("release")
+    assert [message.deaths for message in bench.messages()] == [1]
+    assert bench.place.queue.depth() == (0, 1, 0)
 
 
 def test_a_queue_that_is_away_is_asked_again_and_a_stop_doesnt_wait_for_it(bench: Bench) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mtask.errors import BackendError, UnavailableError
 from mtask.manager import connect
 from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
+from mtask.worker.bags import Bags
 from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
@@ -33,7 +34,14 @@ class Bench:
         self.lost: list[Held] = []
         notes = Notes(self.said.append)
         self.keeper = LeaseKeeper(self.queue, self.lost.append, notes)  # type: ignore[arg-type]
-        self.recorder = Recorder(self.queue, self.table, self.keeper, notes, lambda _: None)  # type: ignore[arg-type]
+        self.recorder = Recorder(
+            self.queue,  # type: ignore[arg-type]
+            self.table,  # type: ignore[arg-type]
+            self.keeper,
+            notes,
+            lambda _: None,
+            is_gone=Bags(self.table).is_gone,  # type: ignore[arg-type]
+        )
         self.errors: list[BaseException] = []
         self.recorder.on_failure = self.errors.append
 
@@ -391,6 +399,23 @@ def test_the_results_of_a_bag_that_is_gone_are_dropped(bench: Bench) -> None:
     bench.finish()
     assert set(bench.states()) == {0, 1}
     assert bench.place.queue.depth() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_late_result_of_a_bag_that_has_expired_is_no_row_of_the_next_of_its_name(
+    bench: Bench, expired: bool
+) -> None:
+    bag, held = submitted(bench, 2, retries=1)
+    age_s, uid = (7200.0, "before") if expired else (60.0, bag.uid)
+    spec = msgspec.structs.replace(bag.spec, keep_s=3600.0)
+    held.bag = msgspec.structs.replace(bag, spec=spec, uid=uid, created_at=bag.created_at - age_s)
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.start()
+    bench.finish()
+    assert bench.states() == ({} if expired else {0: State.DONE})
+    assert sum(bench.place.queue.depth()) == (not expired), "one of them is tried again, or none"
+    assert len(bench.table.called("bag")) == expired, "only what may have expired is asked after"
+    assert not list(bench.place.table.attempts("bag")) or not expired
 
 
 # -- giving up --------------------------------------------------------------------------------------

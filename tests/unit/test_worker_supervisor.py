@@ -185,6 +185,22 @@ def test_who_must_go_while_the_table_is_away_says_so_and_acknowledges_nothing(
     assert place.queue.depth().ready == 1
 
 
+def test_who_cant_write_its_results_didnt_die_where_releases_are_counted(
+    place: Place, queue: Wrapper, table: Wrapper
+) -> None:
+    queue.limits = msgspec.structs.replace(place.queue.limits, counts_releases=True)
+    place.submit("double", [{"x": 1}])
+    table.faults["record"] = unavailable
+    run = Run(place.worker(queue=queue, table=table))
+    wait_until(lambda: place.said)
+    run.worker.drain(grace_s=-supervisor.LAST_WRITES_S)
+    assert isinstance(run.ended(), UnavailableError)
+    (copy,) = place.queue.receive(max_messages=9, lease_s=60, wait_s=5)
+    message = Message.decode(copy.body)
+    assert (copy.deliveries, message.deaths, message.check) == (1, 0, True)
+    assert not queue.called("release")
+
+
 def test_a_second_signal_hurries_also_while_the_last_results_wait(place: Place, table: Wrapper) -> None:
     place.submit("double", [{"x": 1}])
     table.faults["record"] = unavailable
