@@ -16,6 +16,8 @@ pytest_plugins = [
     "tests.servers.aws",
     "tests.servers.azure",
     "tests.servers.condor",
+    "tests.servers.firestore",
+    "tests.servers.gcp",
     "tests.servers.pipelines",
     "tests.servers.postgres",
     "tests.servers.rabbitmq",

@@ -1,6 +1,6 @@
 """How long the requests of a cloud take, how many messages fit into one, and what they cost.
 
-AWS's prices are those of the backend, `mtask_aws.prices`; the others are list prices of the vendors' cheapest
+AWS's and Google's prices are those of the backends, `mtask_aws.prices` and `mtask_gcp.prices`; the others are list prices of the vendors' cheapest
 American region as noted in November 2026, in dollars; those marked (?) were noted from memory and should be
 looked up before money depends on them. Latencies are typical ones inside the vendor's own region; none was
 measured for this simulation.
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 
 from mtask_aws.prices import PRICES as AWS
+from mtask_gcp.prices import PRICES as GOOGLE
 
 __all__ = ["CLOUDS", "ENVELOPE_BYTES", "Cloud", "Count", "Meter"]
 
@@ -138,8 +139,7 @@ CLOUDS = {
             rows=AWS.million("dynamodb write units"),
             reads=AWS.million("dynamodb read units"),
         ),
-        # Pub/Sub: $40 a TiB each way, 1,000 bytes a request at least. Firestore: $0.09 (?) a hundred thousand
-        # writes, $0.03 (?) reads. Notice: 30 seconds.
+        # Pub/Sub: by the TiB, each way, 1,000 bytes a request at least. Notice: 30 seconds.
         Cloud(
             "gcp",
             send_s=0.030,
@@ -151,9 +151,9 @@ CLOUDS = {
             receive_batch=1000,
             delete_batch=1000,
             notice_s=30.0,
-            moved_tib=40.0,
-            rows=0.90,
-            reads=0.30,
+            moved_tib=GOOGLE.dollars["pubsub bytes"] * TIB,
+            rows=GOOGLE.million("firestore writes"),
+            reads=GOOGLE.million("firestore reads"),
         ),
         # Azure Queue: $0.04 (?) per 10,000 operations; one message a send and a delete, 32 a receive; can't
         # wait. Tables: $0.036 (?) a million. Notice: 30 seconds.

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 class Wire:
     """Listens on a free port of 127.0.0.1 and passes everything on to another one."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, at: int = 0) -> None:
+        """`at`: the port it listens on; any that is free by default."""
         self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", at))
         self.port: int = self._listener.getsockname()[1]
         self.change: Callable[[bytes], bytes] = lambda data: data
         """Of what the server says."""

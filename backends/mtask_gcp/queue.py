@@ -1,0 +1,404 @@
+"""A queue on Pub/Sub, pulled message by message; what lies there is in `mtask_gcp.names`.
+
+A lease is an ack deadline, which mtask sets after each pull and extends itself; who holds what is in `mtask_gcp.tokens`. Requests
+and their limits: https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from mtask.errors import BackendError, SendError, UnavailableError, UnusableError
+from mtask.meter import Meter
+from mtask.model import DeadMessage, Delivery, Message
+from mtask.packing import fit
+from mtask.queue import Depth, Extension, QueueLimits
+from mtask_gcp.address import Address
+from mtask_gcp.client import Client, MissingError
+from mtask_gcp.dead import dead_messages
+from mtask_gcp.delays import Due, Kind, Received, ServerTime, sort_out
+from mtask_gcp.names import Envelope, address_of, physical, subscription_path, topic_path
+from mtask_gcp.requests import (
+    ACK_BYTES,
+    BATCH,
+    BATCH_BYTES,
+    MESSAGE_BYTES,
+    OVERHEAD_BYTES,
+    PULL,
+    AckError,
+    Requests,
+    batches,
+)
+from mtask_gcp.setup_queue import find_subscription, make_lane
+from mtask_gcp.tokens import Lease, Token
+
+__all__ = ["PubSubQueue"]
+
+LEASE_S = 600.0
+"""The longest ack deadline of one request."""
+LIMITS = QueueLimits(
+    message_bytes=MESSAGE_BYTES,
+    send_batch=BATCH,
+    receive_batch=PULL,
+    lease_s=LEASE_S,
+    delay_s=7 * 86_400.0,
+    wait_s=20.0,
+    knows_depth=False,
+)
+LEAST_ACK_S = 10
+"""The shortest deadline that a subscription can have."""
+LIGHT_S = 1200.0
+"""What is delayed for longer is looked at, and billed, again and again: it leaves its rows in the table."""
+PULL_S = 3.0
+"""A longer wait is several requests, so that one who is to stop stops soon; they cost next to nothing."""
+LEAST_WAIT_S = 0.05
+LOOK_S = 5.0
+"""Of a receive that doesn't wait: so long does it put off what is early, to find something else."""
+PAUSES_S = (0.05, 0.5)
+"""After an answer that came at once and had nothing in it, as the emulator's: at first, and at most."""
+
+
+class PubSubQueue:
+    """A topic and its subscription, or a lane of them. Messages may come twice, and in any order.
+
+    `wake` has a `receive` end with its present request: what a request that is broken off had taken would be held by nobody
+    until the subscription's deadline.
+    """
+
+    limits = LIMITS
+
+    def __init__(
+        self,
+        address: Address,
+        requests: Requests,
+        *,
+        lane: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Takes over one use of the requests' client. The clock measures leases."""
+        self.address, self.name, self.meter = address, physical(address, lane), requests.meter
+        self.topic = topic_path(address, self.name)
+        self.subscription = subscription_path(address, self.name)
+        self._requests, self._lane, self._clock = requests, lane, clock
+        self._time = ServerTime()
+        self._first_s = float(LEAST_ACK_S)
+        """The subscription's own deadline: so long is what was pulled held at first."""
+        self._closed = threading.Event()
+        self._pausing, self._woken = threading.Condition(), 0
+
+    @classmethod
+    def open(cls, url: str, *, clock: Callable[[], float] = time.monotonic) -> PubSubQueue:
+        """The queue at `url`.
+
+        Raises UsageError for a URL that can't be used, UnusableError where there is no such queue, or no right to it.
+        """
+        address = address_of(url)
+        requests = Requests(Client(address), Meter())
+        try:
+            found = find_subscription(requests.client, address, physical(address))
+        except BaseException:
+            requests.client.close()
+            raise
+        queue = cls(address, requests, clock=clock)
+        if found is not None:
+            queue._first_s = float(found.ack_deadline_seconds)
+        if found is not None and not found.dead_letter_policy.dead_letter_topic:
+            queue.limits = msgspec.structs.replace(LIMITS, counts_deliveries=False)
+        return queue
+
+    # -- sending ------------------------------------------------------------------------------------
+
+    def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
+        self._check_open()
+        unsent: list[tuple[Message, str]] = []
+        fitting: list[tuple[Message, Envelope]] = []
+        delay_s = min(delay_s, LIMITS.delay_s)
+        for message in messages:
+            body = (fit(message, 0) if delay_s > LIGHT_S else message).encode()
+            if len(body) > MESSAGE_BYTES:
+                unsent.append((message, f"{len(body)} bytes are more than {MESSAGE_BYTES}"))
+            else:
+                fitting.append((message, Envelope(body, delay_s)))
+        sizes = [len(envelope.body) + OVERHEAD_BYTES for _, envelope in fitting]
+        sent = False
+        for run in batches(sizes, BATCH, BATCH_BYTES):
+            batch = [fitting[number] for number in run]
+            try:
+                taken, why = self._publish([envelope for _, envelope in batch]), "Pub/Sub gave no id for it"
+            except BackendError as error:
+                # What was sent before must not be sent again; what may have been sent now is called unsent.
+                if not sent and len(batch) == len(messages):
+                    raise
+                taken, why = 0, str(error)
+            sent = sent or taken > 0
+            unsent += [(message, why) for message, _ in batch[taken:]]
+        if unsent:
+            raise SendError(unsent)
+
+    def _publish(self, envelopes: Sequence[Envelope]) -> int:
+        try:
+            return self._requests.publish(self.topic, envelopes)
+        except MissingError:
+            if not self._lane:
+                raise self._no_queue() from None
+        make_lane(self._requests.client, self.address, self._lane)
+        return self._requests.publish(self.topic, envelopes)
+
+    # -- receiving ----------------------------------------------------------------------------------
+
+    def receive(self, *, max_messages: int, lease_s: float, wait_s: float) -> list[Delivery]:
+        self._check_open()
+        started_s = time.monotonic()
+        deadline_s = started_s + min(wait_s, self.limits.wait_s)
+        pause_s, woken = PAUSES_S[0], self._woken
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            asked_s = self._clock()
+            try:
+                got = self._requests.pull(self.subscription, max_messages, min(left_s, PULL_S))
+            except MissingError:
+                if not self._lane:
+                    raise self._no_queue() from None
+                self._pause(left_s, woken)  # it was removed: there is nothing in it
+                return []
+            taken = self._take(got, lease_s, asked_s + self._first_s)
+            now_s = time.monotonic()
+            if taken or self._woken != woken or (now_s >= deadline_s - LEAST_WAIT_S and not got):
+                return taken
+            if now_s >= max(deadline_s, started_s + LOOK_S):
+                return []
+            if not got:
+                self._pause(min(pause_s, deadline_s - now_s), woken)
+                pause_s = min(2 * pause_s, PAUSES_S[1])
+
+    def _take(self, received: Sequence[Any], lease_s: float, until_s: float) -> list[Delivery]:
+        """Of what was pulled, and is held until then, that whose time has come, leased; the rest is put off."""
+        if not received:
+            return []
+        found = [Received.of(each) for each in received]
+        self._time.saw(max(each.published_at for each in found))
+        sorted_out = [sort_out(each, self._time.now()) for each in found]
+        ready = [each for each in sorted_out if each.kind is Kind.READY]
+        taken = self._lease(ready, lease_s, until_s)
+        self._put_off([each for each in sorted_out if each.kind is not Kind.READY])
+        return taken
+
+    def _lease(self, ready: Sequence[Due], lease_s: float, until_s: float) -> list[Delivery]:
+        """Raises UnavailableError: then they come again after the subscription's own deadline. Past that, as when this process
+        stood still, Pub/Sub says yes to an extension that has no effect: what may be so is left to others."""
+        seconds, found = _whole(lease_s), []
+        for run in self._ack_batches([each.ack_id for each in ready]):
+            asked_s, ids = self._clock(), [ready[number].ack_id for number in run]
+            lost: set[str] = set()
+            try:
+                self._requests.persist(self._requests.modify, self.subscription, ids, seconds)
+            except AckError as error:
+                lost = error.final | error.passing
+            if self._clock() >= until_s:
+                break
+            for number in run:
+                if ready[number].ack_id not in lost:
+                    lease = Lease(ready[number].ack_id, asked_s + seconds)
+                    found.append(ready[number].delivery(lease.token()))
+        return found
+
+    def _put_off(self, early: Sequence[Due]) -> None:
+        """Hide what is early; publish anew what was early once, so that those looks don't count as deliveries, and what
+        was looked at so often that it would soon be dead. A fault is no matter: it comes again."""
+        by_hold: dict[int, list[str]] = {}
+        anew = [each for each in early if each.kind is Kind.ANEW]
+        for each in early:
+            if each.kind is Kind.EARLY:
+                by_hold.setdefault(_whole(min(each.early_s, LEASE_S)), []).append(each.ack_id)
+        try:
+            for hold_s, ids in by_hold.items():
+                for run in self._ack_batches(ids):
+                    self._requests.modify(self.subscription, [ids[number] for number in run], hold_s)
+            self._replace([(each.ack_id, each.envelope) for each in anew])
+        except BackendError:
+            return
+
+    def _replace(self, pairs: Sequence[tuple[str, Envelope]]) -> None:
+        """First the copy, then the end of the original: a crash between doubles, and never loses."""
+        sizes = [len(envelope.body) + OVERHEAD_BYTES for _, envelope in pairs]
+        for run in batches(sizes, BATCH, BATCH_BYTES):
+            batch = [pairs[number] for number in run]
+            taken = self._publish([envelope for _, envelope in batch])
+            self._acknowledge([ack_id for ack_id, _ in batch[:taken]])
+            if taken < len(batch):
+                raise UnavailableError(f"{self._shown}: {len(batch) - taken} messages were not given back")
+
+    def handed(self, received: Received, lease_s: float) -> tuple[Due, Delivery]:
+        """A message that was pushed to this process, which may hold it for so long."""
+        due = sort_out(received, self._time.now())
+        return due, due.delivery(Lease("", self._clock() + lease_s).token())
+
+    def publish_anew(self, envelope: Envelope) -> None:
+        """For one who will end the original. Raises BackendError."""
+        self._check_open()
+        if not self._publish([envelope]):
+            raise UnavailableError(f"{self._shown}: Pub/Sub gave no id for a message")
+
+    def wake(self) -> None:
+        with self._pausing:
+            self._woken += 1
+            self._pausing.notify_all()
+
+    def _pause(self, seconds: float, woken: int) -> None:
+        with self._pausing:
+            self._pausing.wait_for(lambda: self._woken != woken, max(0.0, seconds))
+
+    # -- leases -------------------------------------------------------------------------------------
+
+    def extend(self, deliveries: Sequence[Delivery], *, lease_s: float) -> Extension:
+        result = Extension([], [])
+        held, seconds = self._held(deliveries, result.lost), _whole(lease_s)
+        fault: BackendError | None = None
+        for run in self._ack_batches([lease_of(each).ack_id for each in held]):
+            batch, asked_s = [held[number] for number in run], self._clock()
+            final, passing = set[str](), set[str]()
+            try:
+                self._requests.modify(self.subscription, [lease_of(each).ack_id for each in batch], seconds)
+            except MissingError:
+                final = {lease_of(each).ack_id for each in batch}
+            except AckError as error:
+                final, passing = error.final, error.passing
+            except BackendError as error:
+                fault = error  # the others' new tokens must not be lost with it
+                continue
+            for delivery in batch:
+                lease = lease_of(delivery)
+                # An extension that came too late is answered like any other, and has no effect.
+                if lease.ack_id in final or self._clock() >= lease.until_s:
+                    lease.end()
+                    result.lost.append(delivery)
+                elif lease.ack_id not in passing:
+                    token = lease.extended(asked_s + seconds)
+                    result.extended.append((delivery, msgspec.structs.replace(delivery, token=token)))
+        if fault is not None and not result.extended and not result.lost:
+            raise fault
+        return result
+
+    def delete(self, deliveries: Sequence[Delivery]) -> None:
+        self._settle(self._held(deliveries, []))
+
+    def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
+        """By a copy: what is given back to Pub/Sub counts as one more delivery, a copy doesn't."""
+        held = self._held(deliveries, [])
+        delay_s = min(delay_s, LIMITS.delay_s)
+        envelopes = [Envelope(each.body, delay_s, each.deliveries - 1) for each in held]
+        sizes = [len(envelope.body) + OVERHEAD_BYTES for envelope in envelopes]
+        for run in batches(sizes, BATCH, BATCH_BYTES):
+            taken = self._publish([envelopes[number] for number in run])
+            self._settle([held[number] for number in run][:taken])
+            if taken < len(run):
+                raise UnavailableError(f"{self._shown}: {len(run) - taken} messages were not given back")
+
+    def _settle(self, held: Sequence[Delivery]) -> None:
+        """Raises UnavailableError if some of them could not be ended just now; the others are."""
+        by_id = {lease_of(each).ack_id: lease_of(each) for each in held}
+        for lease in [each for each in map(lease_of, held) if not each.ack_id]:
+            lease.end()
+        by_id.pop("", None)
+        ids: list[str] = list(by_id)
+        fault: BackendError | None = None
+        for run in self._ack_batches(ids):
+            batch, passing = [ids[number] for number in run], set[str]()
+            try:
+                self._acknowledge(batch)
+            except MissingError:
+                pass
+            except AckError as error:
+                passing = error.passing
+            except BackendError as error:
+                fault = error
+                continue
+            for ack_id in batch:
+                if ack_id not in passing:
+                    by_id[ack_id].end()
+            if passing:
+                fault = UnavailableError(f"{self._shown}: {len(passing)} messages were not settled")
+        if fault is not None:
+            raise fault
+
+    def _acknowledge(self, ack_ids: Sequence[str]) -> None:
+        self._requests.acknowledge(self.subscription, ack_ids)
+
+    def _held(self, deliveries: Sequence[Delivery], lost: list[Delivery]) -> list[Delivery]:
+        """Those whose tokens hold, each once; the others go to `lost`."""
+        self._check_open()
+        now_s, held = self._clock(), {}
+        for delivery in deliveries:
+            token: Token = delivery.token
+            if not token.lease.holds(token, now_s):
+                lost.append(delivery)
+            else:
+                held[id(token.lease)] = delivery
+        return list(held.values())
+
+    @staticmethod
+    def _ack_batches(ack_ids: Sequence[str]) -> Iterator[range]:
+        return batches([len(each) + 8 for each in ack_ids], max(1, len(ack_ids)), ACK_BYTES)
+
+    # -- the queue itself ---------------------------------------------------------------------------
+
+    def depth(self) -> Depth:
+        """Pub/Sub doesn't say; Cloud Monitoring does, some minutes late."""
+        self._check_open()
+        return Depth(None, None, None)
+
+    def dead(self) -> Iterator[DeadMessage]:
+        """What Pub/Sub has taken out of the queue and its lanes, because it was delivered too often; it stays there."""
+        self._check_open()
+        return dead_messages(self._requests, self.address)
+
+    def lane(self, name: str) -> PubSubQueue:
+        self._check_open()
+        make_lane(self._requests.client, self.address, name)
+        self._requests.client.share()
+        lane = type(self)(self.address, self._requests, lane=name, clock=self._clock)
+        lane.limits, lane._first_s = self.limits, self._first_s
+        return lane
+
+    def remove(self) -> bool:
+        """It can't be known to be empty."""
+        return False
+
+    def close(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            self.wake()
+            self._requests.client.close()
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    @property
+    def _shown(self) -> str:
+        """For people."""
+        return f"pubsub://{self.address.project}/{self.name}"
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise BackendError(f"the queue {self._shown} is closed")
+
+    def _no_queue(self) -> UnusableError:
+        return UnusableError(
+            f"{self._shown}: the topic or its subscription was deleted; make it again with `mtask init`, and send what was "
+            "in it with `mtask repair BAG`"
+        )
+
+
+def lease_of(delivery: Delivery) -> Lease:
+    token: Token = delivery.token
+    return token.lease
+
+
+def _whole(seconds: float) -> int:
+    """Never less than asked for, but for the limit; 0 would give it back."""
+    return max(1, min(math.ceil(seconds), int(LEASE_S)))

@@ -1,0 +1,79 @@
+"""Queue and table at Google together, the queue's URL alone being named: over Google's emulators of Pub/Sub and Firestore."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mtask.settings import Urls
+from tests.chaos.harness import Site, check, wait_for
+from tests.chaos.storm import ALL, Plan, Storm
+from tests.servers.gcp import Emulator
+
+SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
+TASKS = 160
+
+
+@pytest.fixture
+def urls(pubsub: Emulator, firestore: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Urls:
+    """`mtask init` has made both from MTASK_QUEUE alone."""
+    url = pubsub.url()
+    monkeypatch.setenv("MTASK_QUEUE", url)
+    monkeypatch.delenv("MTASK_TABLE", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mtask", "init"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return Urls(url, url.replace("pubsub:", "firestore:"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
+    site = Site(tmp_path, urls)
+    del site.env["MTASK_TABLE"]
+    yield site
+    site.close()
+    for number, worker in enumerate(site.workers):
+        print(f"worker {number} said:\n{worker.said()}")
+
+
+def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
+    bag = site.submit("work", TASKS, lease_s=3, per_message=10, seconds=0.03)
+    workers = [site.start_worker("-j", "2")]
+    wait_for(lambda: site.begun(workers[0]), "the first one works", timeout_s=60)
+    workers += [site.start_worker("-j", "2") for _ in range(2)]
+    workers[0].kill()
+    assert not bag.finished()
+    wait_for(bag.finished, "all tasks have ended", timeout_s=90)
+    assert [result.value for result in check(bag)] == list(range(TASKS))
+    twice = Counter(begin.task for begin in site.begins())
+    assert {task for task, times in twice.items() if times > 1} <= site.begun(workers[0])
+    assert set(twice) == set(range(TASKS))
+    for worker in workers[1:]:
+        worker.terminate()
+        assert worker.exit_code(timeout_s=40) == 0, worker.said()
+    assert list(site.manager.table.dead()) == []
+
+
+def test_a_storm(tmp_path: Path, urls: Urls) -> None:
+    print(f"CHAOS_SEED={SEED}")
+    plan = Plan(seed=SEED, tasks=60, workers=3, every_s=0.6, kinds=ALL, task_s=0.2, rates={})
+    storm = Storm(tmp_path, plan, urls)
+    try:
+        storm.rage(4)
+        storm.calm(timeout_s=90)
+        wrongs = storm.wrongs()
+        print(storm.figures(), *wrongs, sep="\n")
+    finally:
+        storm.site.close()
+    assert wrongs == []
