@@ -48,6 +48,11 @@ def through(wire: Wire, server: Broker, url: str) -> str:
     ("url", "text"),
     [
         ("amqp://me:secret@host/reads", "a password doesn't belong into a URL"),
+        ("amqp://me:sec/ret@host/reads", "a password doesn't belong into a URL"),
+        ("amqp://me:12/ret@host/reads", "a password doesn't belong into a URL"),
+        ("amqp://me:s?e#c@ret@host/reads", "a password doesn't belong into a URL"),
+        ("amqp:me:secret@host/reads", "a password doesn't belong into a URL"),
+        ("amqp://me@host/reads?pwd=secret", "'amqp://me@host/reads': unknown option 'pwd'"),
         ("amqp:///reads", "is not the URL of a queue at RabbitMQ"),
         ("amqp://host", "a name has 1 to 100"),
         ("amqp://host/a/b/reads", "a '/' in the name of a vhost is written %2F"),
