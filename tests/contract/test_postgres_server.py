@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from mtask.model import Counts, Delivery, State
 from mtask.testing.samples import a_bag, a_done, a_failed, a_message, a_portion, index_of, messages
 from mtask_postgres import Database, PostgresQueue, PostgresTable, open_queue, open_table
 from mtask_postgres.address import address_of
-from mtask_postgres.database import Connection
+from mtask_postgres.database import Connection, connect
 from tests.servers.postgres import Postgres
 
 PATIENCE_S = 30.0
@@ -94,7 +95,7 @@ def joined_s(thread: threading.Thread) -> float:
 
 def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> None:
     with closing(PostgresQueue(Database(address_of(url)))) as sender:  # as if in another process
-        in_background(lambda: take(queue, wait_s=0.2)).join()
+        queue.database.bell._start()
         eventually(lambda: queue.database.bell.listens)
         waits_s = []
         for _ in range(7):
@@ -111,7 +112,7 @@ def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> N
 
 
 def test_who_waits_asks_the_server_about_once_a_second(postgres: Postgres, queue: PostgresQueue) -> None:
-    take(queue, wait_s=0.1)
+    queue.database.bell._start()
     eventually(lambda: queue.database.bell.listens)
     asked = []
     real = queue._take
@@ -229,7 +230,7 @@ def test_a_transaction_that_the_server_cuts_did_nothing(
 
 @pytest.mark.usefixtures("patient")
 def test_a_listener_that_is_cut_listens_again(postgres: Postgres, queue: PostgresQueue) -> None:
-    take(queue, wait_s=0.1)
+    queue.database.bell._start()
     eventually(lambda: queue.database.bell.listens)
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
     assert (True,) in postgres.ask(ended)
@@ -288,6 +289,61 @@ def test_a_lease_in_a_long_transaction_counts_from_its_own_time(url: str, queue:
         ((_, held),) = queue.extend([held], lease_s=1).extended
     with closing(PostgresQueue(Database(address_of(url)))) as other:
         assert take(other) == []
+
+
+def test_a_server_that_takes_no_writes_any_more_is_left(queue: PostgresQueue, table: PostgresTable) -> None:
+    """As a primary that became a standby; the next connection may lead to another server."""
+    for transaction in (False, True):
+        with queue.database.use() as connection:
+            connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(UnavailableError, match="takes no writes"):
+            if transaction:
+                with table.transaction(queue):
+                    queue.send([a_message()])
+            else:
+                queue.send([a_message()])
+        queue.send([a_message()])
+    assert len(take(queue)) == 2
+
+
+@pytest.mark.parametrize("options", ["", "&prepare=no"])
+def test_what_somebody_keeps_locked_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, postgres: Postgres, url: str, options: str
+) -> None:
+    """A worker must be able to end meanwhile."""
+    monkeypatch.setattr("mtask_postgres.database.LOCK_S", 0.2)
+    with closing(open_queue(url + options)) as queue, closing(open_table(url + options)) as table:
+        queue.send([a_message()])
+        with closing(connect(address_of(url))) as other, other.transaction():
+            other.execute(f'LOCK TABLE "{address_of(url).schema}".message'.encode())
+            with pytest.raises(UnavailableError, match="somebody else keeps it locked"):
+                take(queue)
+            with (
+                pytest.raises(UnavailableError, match="somebody else keeps it locked"),
+                table.transaction(queue),
+            ):
+                queue.send([a_message()])
+        assert len(take(queue)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_closes_what_was_opened_before_the_fork(queue: PostgresQueue) -> None:
+    queue.database.bell._start()
+    bell = queue.database.bell
+    eventually(lambda: bell.listens)
+    (before,) = (connection.info.backend_pid for _, connection in queue.database._idle)
+    child = os.fork()
+    if not child:
+        try:
+            queue.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    with queue.database.use() as connection:
+        connection.execute("SELECT 1")
+        assert connection.info.backend_pid == before
+    assert not select.select([bell._stop_out], [], [], 0)[0], "the listener isn't told to end"
+    assert bell.listens
 
 
 # -- many at once ---------------------------------------------------------------------------------------
