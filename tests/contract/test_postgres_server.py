@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from mtask.errors import (
     BackendError,
     UnavailableError,
 )
-from mtask.model import Counts, Delivery, State
+from mtask.model import Counts, Delivery, Result, State
 from mtask.testing.samples import a_bag, a_done, a_failed, a_message, a_portion, index_of, messages
 from mtask_postgres import Database, PostgresQueue, PostgresTable, open_queue, open_table
 from mtask_postgres.address import address_of
@@ -344,6 +346,22 @@ def test_a_child_that_closes_what_was_opened_before_the_fork(queue: PostgresQueu
         assert connection.info.backend_pid == before
     assert not select.select([bell._stop_out], [], [], 0)[0], "the listener isn't told to end"
     assert bell.listens
+
+
+def test_results_are_read_in_sql_as_the_manual_says(
+    postgres: Postgres, url: str, table: PostgresTable
+) -> None:
+    values = ["plain", "a\0b", "\\u0000"]
+    table.record([Result.done("bag", index, value=value) for index, value in enumerate(values)])
+    page = (Path(__file__).parents[2] / "docs/backends/postgresql.md").read_text()
+    queries = re.findall(r"^    (SELECT .* FROM mtask\.results .*);$", page, re.MULTILINE)
+    place = f"{address_of(url).schema}.results"
+    first, *rest = (each.replace("mtask.results", place).replace("'june'", "'bag'") for each in queries)
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):
+        postgres.ask(first)
+    without, whole = map(postgres.ask, rest)
+    assert (0, "plain") in without
+    assert {index for index, _ in without} | {index for index, _ in whole} == {0, 1, 2}
 
 
 # -- many at once ---------------------------------------------------------------------------------------
