@@ -136,6 +136,38 @@ def test_a_release_in_another_process_is_heard(url: str, queue: PostgresQueue) -
     assert [index_of(each) for each in taken] == [3]
 
 
+@pytest.mark.usefixtures("patient")
+def test_who_waits_at_one_lane_hears_of_those_that_were_looked_at(url: str, queue: PostgresQueue) -> None:
+    queue.database.bell._start()
+    eventually(lambda: queue.database.bell.listens)
+    with (
+        closing(PostgresQueue(Database(address_of(url)))) as sender,
+        closing(sender.lane("a")) as to_a,
+        closing(sender.lane("b")) as to_b,
+        closing(queue.lane("a")) as a,
+        closing(queue.lane("b")) as b,
+    ):
+        for between in (True, False):  # the look and the wait
+            assert take(a) == []
+            if between:
+                to_a.send([a_message()])
+                eventually(lambda: a._another_rang() or b._another_rang())
+            began_s = time.monotonic()
+            thread = in_background(lambda: take(b, wait_s=PATIENCE_S))
+            if not between:
+                to_a.send([a_message()])
+            thread.join()
+            assert time.monotonic() - began_s < PATIENCE_S / 2
+            assert len(take(a)) == 1
+        assert take(queue) == []
+        taken: list[Delivery] = []
+        thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
+        to_b.send([a_message()])  # nobody has looked there
+        queue.send([a_message(5)])
+        thread.join()
+        assert [index_of(each) for each in taken] == [5]
+
+
 def test_a_waiter_that_is_woken_or_closed_returns(url: str) -> None:
     queue = open_queue(url)
     started_s = time.monotonic()
