@@ -93,10 +93,13 @@ class Lanes:
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         unsent: list[tuple[Message, str]] = []
-        for name, group in _grouped((message.lane, message) for message in messages):
-            if name in self._to_list:  # each time: a transaction that is undone undoes it
-                lane, table = self._to_list[name]
-                table.put_lanes([lane])
+        groups = list(_grouped((message.lane, message) for message in messages))
+        # Each time: a transaction that is undone undoes it. All of a table at once, so that it can keep an order:
+        # two who enter the same ones one by one may wait for each other.
+        listed = (self._to_list[name] for name, _ in groups if name in self._to_list)
+        for table, lanes in _grouped((table, lane) for lane, table in listed):
+            table.put_lanes(lanes)
+        for name, group in groups:
             try:
                 self.lane(name).send(group, delay_s=delay_s)
             except SendError as error:
@@ -166,8 +169,8 @@ class Lanes:
         self.main.close()
 
 
-def _grouped(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:
-    groups: defaultdict[str, list[Any]] = defaultdict(list)
+def _grouped(items: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, list[Any]]]:
+    groups: defaultdict[Any, list[Any]] = defaultdict(list)
     for name, item in items:
         groups[name].append(item)
     return groups.items()

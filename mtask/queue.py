@@ -53,6 +53,9 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Does a released message come back with its delivery counted?"""
     growth: int = GROWTH
     """`Spec.growth` of its bags: smaller where a message costs more than a request."""
+    hears_lanes: bool = False
+    """Does a `receive` that waits end, with nothing, when something is sent to another lane in which a `receive` that didn't
+    wait has found nothing just before?"""
     knows_depth: bool = True
     workers_send: bool = True
     """Can a worker send? (Not on an execute node of HTCondor.) If not, it neither splits nor retries."""

@@ -63,15 +63,15 @@ class Address(NamedTuple):
 
 def address_of(url: str) -> Address:
     """Raises UsageError, which never shows a password."""
-    place = shown(url)
+    base, _, query = url.partition("?")
+    place = shown(base)  # without options: who mistypes one may have meant a secret
     if not url.startswith("postgresql://"):
         raise UsageError(f"{place!r} is not the URL of a PostgreSQL database; {_EXAMPLE}")
-    base, _, query = url.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in _SECRETS:
         if name in options:
             raise UsageError(
-                f"{shown(base)!r}: {name}= doesn't belong into a URL; put it into ~/.pgpass, or a service file (PGSERVICE)"
+                f"{place!r}: {name}= doesn't belong into a URL; put it into ~/.pgpass, or a service file (PGSERVICE)"
             )
     schema, prepare = options.pop("schema", DEFAULT_SCHEMA), options.pop("prepare", "yes")
     if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
@@ -82,7 +82,7 @@ def address_of(url: str) -> Address:
         raise UsageError(f"{place!r}: prepare is yes or no, not {prepare!r}")
     given = _parse(base, options, place)
     conninfo = make_conninfo("", **{key: str(value) for key, value in (_DEFAULTS | given).items()})
-    return Address(conninfo, schema, prepare == "yes", place)
+    return Address(conninfo, schema, prepare == "yes", shown(url))
 
 
 def _parse(base: str, options: dict[str, str], place: str) -> dict[str, Any]:

@@ -32,14 +32,24 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 MOST_IDLE = 3
 IDLE_S = 60.0
 """A connection that wasn't used for so long is closed."""
+LOCK_S = 10.0
+"""What somebody keeps locked for longer is given up, and tried again by whoever wants to: a worker must be able to extend
+its leases, and to end. A limit of the server's own holds instead."""
 
 
 def connect(address: Address, *, first: bool = True) -> Connection:
     """Each statement takes effect by itself. `first`: see `connect_error`, which is raised."""
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             address.conninfo, autocommit=True, prepare_threshold=5 if address.prepare else None
         )
+        if address.prepare:
+            try:
+                connection.execute(_limit(local=False))
+            except BaseException:
+                connection.close()
+                raise
+        return connection
     except psycopg.Error as error:
         raise connect_error(error, address, first=first) from error
 
@@ -92,6 +102,8 @@ class Database:
 
     def close(self) -> None:
         """Give up one use; the last one closes all connections that nobody uses just now, the others later."""
+        if self._pid != os.getpid():
+            return  # they are those of the process that opened them
         with Database._lock:
             self._users -= 1
             if self._users > 0 or self._closed:
@@ -100,10 +112,7 @@ class Database:
             if Database._shared.get((self._pid, self.address)) is self:
                 del Database._shared[self._pid, self.address]
         self.bell.close()
-        with self._idle_lock:
-            idle, self._idle = self._idle, []
-        for _, connection in idle:
-            connection.close()
+        self._close_idle()
 
     def sql(self, text: str) -> bytes:
         """A statement in which `{s}` stands for the schema."""
@@ -117,25 +126,21 @@ class Database:
     @contextmanager
     def use(self) -> Iterator[Connection]:
         """This thread's connection: that of its transaction, or else one on which each statement takes effect by itself."""
-        with translated(self.address):
-            held: Connection | None = getattr(self._local, "connection", None)
-            if held is not None:
-                yield held
-                return
-            connection = self._take()
-            try:
+        if self.address.prepare or self.writing:
+            with self._connection() as connection:
                 yield connection
-            finally:
-                self._give_back(connection)
+        else:  # a pooler would leave a setting that isn't local to whoever gets the connection next
+            with self.transaction() as connection:
+                yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """All of it happens, or, upon an exception, nothing. Within another one of the same thread it is a part of that."""
-        with self.use() as connection:
+        with self._connection() as connection:
             if self.writing:
                 yield connection
                 return
-            connection.execute("BEGIN")
+            connection.execute(b"BEGIN" if self.address.prepare else b"BEGIN; " + _limit(local=True))
             self._local.connection = connection
             try:
                 yield connection
@@ -151,6 +156,29 @@ class Database:
                 raise
             finally:
                 self._local.connection = None
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """That of this thread's transaction, or another."""
+        with translated(self.address):
+            held: Connection | None = getattr(self._local, "connection", None)
+            connection = held or self._take()
+            try:
+                yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # It was a primary: the next connection may lead to the one that is it now.
+                connection.close()
+                self._close_idle()
+                raise
+            finally:
+                if held is None:
+                    self._give_back(connection)
+
+    def _close_idle(self) -> None:
+        with self._idle_lock:
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            connection.close()
 
     def _take(self) -> Connection:
         if self._pid != os.getpid():
@@ -191,6 +219,12 @@ def _is_alive(connection: Connection) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return not poll.poll(0)
+
+
+def _limit(*, local: bool) -> bytes:
+    """The statement that sets how long a lock is waited for, for the connection or this transaction."""
+    setting = f"set_config('lock_timeout', '{round(LOCK_S * 1000)}ms', {local})"
+    return f"SELECT {setting} WHERE current_setting('lock_timeout') = '0'".encode()
 
 
 @cache

@@ -16,7 +16,7 @@ from mtask_postgres.database import Database
 
 __all__ = ["CLOCK", "PostgresQueue"]
 
-LIMITS = QueueLimits(message_bytes=16 * 1024 * 1024, send_batch=1000, receive_batch=1000)
+LIMITS = QueueLimits(message_bytes=16 * 1024 * 1024, send_batch=1000, receive_batch=1000, hears_lanes=True)
 
 CLOCK = "extract(epoch FROM clock_timestamp())::float8"
 """The server's, in seconds since the epoch; not that of the transaction's begin, which may be long ago."""
@@ -97,6 +97,8 @@ class PostgresQueue:
         self._name, self._clock = lane, clock
         self._closed = False
         self._wakes = 0
+        self._looked: dict[str, int] = {}
+        """Shared by a queue and its lanes: in which of them a look found nothing, and how often they had rung by then."""
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         bodies: list[bytes] = []
@@ -130,6 +132,8 @@ class PostgresQueue:
             )  # before the look, so that nothing that is sent goes unseen
             if deliveries := self._take(max_messages, lease_s):
                 return deliveries
+            if wait_s <= 0:
+                self._looked[self._name] = rings
             left_s = until_s - time.monotonic()
             # Within a transaction, to wait would keep others waiting.
             if left_s <= 0 or self._wakes != wakes or database.writing:
@@ -138,8 +142,18 @@ class PostgresQueue:
             if next_s is not None and next_s <= 0:
                 next_s, pause_s = pause_s, min(2 * pause_s, _LOCKED_S[1])
             look_s = min(left_s, _LOOK_S, _LOOK_S if next_s is None else next_s)
-            database.bell.wait(self._name, rings, look_s, lambda: self._wakes != wakes)
+            database.bell.wait(
+                self._name, rings, look_s, lambda: self._wakes != wakes or self._another_rang()
+            )
             self._open()
+            if self._another_rang():
+                self._looked.clear()
+                return []
+
+    def _another_rang(self) -> bool:
+        """Has something come into another lane since it was looked at?"""
+        rings = self.database.bell.rings
+        return any(rings(name) != then for name, then in list(self._looked.items()) if name != self._name)
 
     def wake(self) -> None:
         self._wakes += 1
@@ -180,7 +194,9 @@ class PostgresQueue:
 
     def lane(self, name: str) -> PostgresQueue:
         # With the same connections, so that it takes part in this one's transactions.
-        return PostgresQueue(self._open().share(), f"{self._name}/{name}", clock=self._clock)
+        lane = PostgresQueue(self._open().share(), f"{self._name}/{name}", clock=self._clock)
+        lane._looked = self._looked
+        return lane
 
     def remove(self) -> bool:
         # A lane is a value in a column: without messages it isn't there.

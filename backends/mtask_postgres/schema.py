@@ -129,12 +129,16 @@ def make(
     """
     _require_server(connection, address)
     with connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = 0")  # others may take long to make it, or to end
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         found = version_of(connection, address)
         if found is not None and found > len(migrations):
             raise _newer(address, found, len(migrations))
         if found is None:
-            connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{address.schema}"'.encode())
+            # IF NOT EXISTS would want the right to make one, of a user for whom somebody else has made it.
+            there = "SELECT FROM pg_namespace WHERE nspname = %s"
+            if connection.execute(there, (address.schema,)).fetchone() is None:
+                connection.execute(f'CREATE SCHEMA "{address.schema}"'.encode())
             connection.execute(f'CREATE TABLE "{address.schema}".mtask_version (version integer)'.encode())
             connection.execute(f'INSERT INTO "{address.schema}".mtask_version VALUES (0)'.encode())
         for step in migrations[found or 0 :]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from mtask.errors import UsageError
+from mtask.registry import shown
 
 __all__ = ["PASSWORD", "Address", "Credentials", "parse"]
 
@@ -114,18 +115,22 @@ class Address(NamedTuple):
 
 def parse(url: str) -> Address:
     """Raises UsageError for a URL that can't be used."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise UsageError(f"{_safe(url)!r} can't be read: {error}; {EXAMPLE}") from None
-    if parts.password is not None:
+    scheme, _, rest = url.partition(":")
+    if re.search(
+        ":.*@", rest, re.DOTALL
+    ):  # whatever is in it: '/', '?' or '#' would end the host, for urlsplit
         raise UsageError(
-            f"{parts.scheme}://…: a password doesn't belong into a URL, where `ps` and histories show it; "
-            f"set {PASSWORD}, or put it into ~/.netrc"
+            f"{scheme}://…: a password doesn't belong into a URL, where `ps` and histories show it; "
+            f"set {PASSWORD}, or put it into ~/.netrc (an '@' elsewhere behind a ':' is written %40)"
         )
+    whole, url = url, shown(url)
+    try:
+        parts = urlsplit(whole)
+        port = parts.port
+    except ValueError:  # its text may quote more than should be seen
+        raise UsageError(f"{url!r} can't be read: look at its host and port; {EXAMPLE}") from None
     if parts.scheme not in PORTS or not parts.hostname or parts.fragment:
-        raise UsageError(f"{_safe(url)!r} is not the URL of a queue at RabbitMQ; {EXAMPLE}")
+        raise UsageError(f"{url!r} is not the URL of a queue at RabbitMQ; {EXAMPLE}")
     *before, name = parts.path.removeprefix("/").split("/")
     if len(before) > 1:
         raise UsageError(
@@ -162,7 +167,7 @@ def _options(url: str, query: str) -> dict[str, str]:
         if option not in OPTIONS:
             near = difflib.get_close_matches(option, OPTIONS, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(OPTIONS)}"
-            raise UsageError(f"{url!r}: unknown option {option!r}; {hint}")
+            raise UsageError(f"{url.partition('?')[0]!r}: unknown option {option!r}; {hint}")
     return given
 
 
@@ -196,7 +201,3 @@ def _netrc_entry(host: str) -> tuple[Path, tuple[str, str | None, str | None] | 
     if found is not None and mode & 0o077:
         raise UsageError(f"{path}: others may read the passwords in it; do `chmod 600 {path}`")
     return path, found
-
-
-def _safe(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//…@", url)

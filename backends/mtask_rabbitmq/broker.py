@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from mtask.errors import BackendError, UnavailableError
+from mtask.errors import BackendError, UnavailableError, UsageError
 from mtask_rabbitmq.address import Address
 from mtask_rabbitmq.errors import MissingError
-from mtask_rabbitmq.link import Line, Link
+from mtask_rabbitmq.link import Entry, Line, Link
 from mtask_rabbitmq.loop import Loop
 from mtask_rabbitmq.sender import Letter, Sender
 
@@ -37,8 +37,11 @@ class Broker:
         self._links: dict[str, Link] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._sender: Sender | None = None
+        self._entry: Entry | None = None
         self.levels = 0
         """So many delay queues are known to be there."""
+        self.hold_s = address.consumer_timeout_s
+        """How long a delivery can be held: as the URL says, or less, when the broker has said so."""
         self._lock = threading.Lock()
         self._users = 1
 
@@ -78,8 +81,17 @@ class Broker:
         async with self._opening.setdefault(purpose, asyncio.Lock()):
             link = self._links.get(purpose)
             if link is None or not link.is_open:
-                link = self._links[purpose] = await Link.open(self.address, purpose)
+                link = self._links[purpose] = await Link.open(self.address, self._entered(), purpose)
             return link
+
+    def _entered(self) -> Entry:
+        """As it is now; or as it was, while its files can't be read. Raises UsageError the first time."""
+        try:
+            self._entry = Entry(self.address.credentials(), self.address.tls())
+        except UsageError:
+            if self._entry is None:
+                raise
+        return self._entry
 
     async def line(self) -> Line:
         """A channel to receive with."""

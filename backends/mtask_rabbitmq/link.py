@@ -12,8 +12,9 @@ import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 from pika import spec
@@ -22,11 +23,11 @@ from pika.channel import Channel
 from pika.exceptions import StreamLostError
 
 from mtask.errors import UnusableError
-from mtask_rabbitmq.address import Address
+from mtask_rabbitmq.address import Address, Credentials
 from mtask_rabbitmq.errors import channel_error, connection_error
 from mtask_rabbitmq.leases import Lease
 
-__all__ = ["OLDEST", "Line", "Link", "version_of"]
+__all__ = ["OLDEST", "Entry", "Line", "Link", "version_of"]
 
 OLDEST = (3, 10)
 """The first whose quorum queues have a time to live, and pass on what is over without losing it."""
@@ -58,6 +59,13 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
         self._terminate_stream(StreamLostError("it was given up"))
 
 
+class Entry(NamedTuple):
+    """What a broker wants to see of who connects."""
+
+    credentials: Credentials
+    tls: ssl.SSLContext | None
+
+
 class Link:
     """An open connection."""
 
@@ -70,10 +78,10 @@ class Link:
         connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked())
 
     @classmethod
-    async def open(cls, address: Address, purpose: str) -> Link:
+    async def open(cls, address: Address, entry: Entry, purpose: str) -> Link:
         """`purpose`: for those who list the broker's connections.
 
-        Raises UsageError, UnusableError or UnavailableError; a broker that is too old is unusable.
+        Raises UnusableError or UnavailableError; a broker that is too old is unusable.
         """
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[Any] = loop.create_future()
@@ -89,9 +97,9 @@ class Link:
             if not opened.done():
                 opened.set_exception(error)
 
-        credentials = address.credentials()
+        credentials = entry.credentials
         connection = _Connection(
-            _parameters(address, credentials.user, credentials.password, purpose),
+            _parameters(address, entry, purpose),
             on_open_callback=lambda found: _answer(opened, found),
             on_open_error_callback=on_error,
             on_close_callback=on_close,
@@ -191,6 +199,9 @@ class Line:
         self._on_gone: dict[str, Callable[[], None]] = {}
         self._got: asyncio.Future[Any] | None = None
         self._getting = asyncio.Lock()
+        self._answered = asyncio.Event()
+        """Is no `get` under way?"""
+        self._answered.set()
         self._most = 1
 
     def attach(self, channel: Any) -> None:
@@ -235,10 +246,13 @@ class Line:
     async def get(self, queue: str) -> tuple[int, spec.BasicProperties, bytes] | None:
         """The next message; None if there is none."""
         async with self._getting:
+            # pika knows one at a time, and an answer that was given up may still come.
+            await self._answered.wait()
             if not self.is_open:
                 raise self.error(f"reading {queue}")
             self._got = asyncio.get_running_loop().create_future()
             self._channel.basic_get(queue, lambda _, m, p, b: self._answer_get((m.delivery_tag, p, b)))
+            self._answered.clear()
             return await self.wait(self._got, f"reading {queue}")  # type: ignore[no-any-return]
 
     async def consume(
@@ -304,6 +318,7 @@ class Line:
         (taker or self.on_late)(tag, properties, body)
 
     def _answer_get(self, answer: tuple[int, spec.BasicProperties, bytes] | None) -> None:
+        self._answered.set()
         if self._got is not None and not self._got.done():
             self._got.set_result(answer)
         elif answer is not None:
@@ -319,6 +334,7 @@ class Line:
 
     def _closed(self, reason: BaseException) -> None:
         self.why = reason
+        self._answered.set()
         for lease in self.leases.values():
             lease.ended = True
         self.leases.clear()
@@ -342,8 +358,8 @@ def version_of(properties: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _parameters(address: Address, user: str, password: str, purpose: str) -> pika.ConnectionParameters:
-    context = address.tls()
+def _parameters(address: Address, entry: Entry, purpose: str) -> pika.ConnectionParameters:
+    context, (user, password, _) = entry.tls, entry.credentials
     return pika.ConnectionParameters(
         host=address.host,
         port=address.port,

@@ -8,6 +8,7 @@ from mtask.errors import SendError, UnavailableError
 from mtask.model import Message
 from mtask_rabbitmq import names
 from mtask_rabbitmq.broker import Broker
+from mtask_rabbitmq.errors import MissingError
 from mtask_rabbitmq.sender import UNROUTABLE, Letter
 from mtask_rabbitmq.topology import ensure_delays, make_lane, no_queue
 
@@ -49,17 +50,27 @@ class Outgoing:
 
     async def post(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[str]:
         """Each with how often it was delivered before; for each why it wasn't sent."""
-        answers = await self._broker.send(await self._letters(bodies, delay_s))
+        try:
+            answers = await self._broker.send(await self._letters(bodies, delay_s))
+        except MissingError:  # an exchange of the delays; the broker ends the channel for it
+            answers = [UNROUTABLE] * len(bodies)
         lost = [number for number, why in enumerate(answers) if why == UNROUTABLE]
-        if lost:  # a lane that was removed, or a queue
-            self._broker.levels = 0
-            if not self._lane and await self._broker.number(self._name) is None:
-                raise no_queue(self._address)
-            await make_lane(self._broker, self._address.name, self._lane)
-            again = await self._letters([bodies[number] for number in lost], delay_s)
-            for number, why in zip(lost, await self._broker.send(again), strict=True):
+        if lost:  # a lane that was removed, a queue, or what delays; perhaps the broker was made anew
+            try:
+                again = await self._post_anew([bodies[number] for number in lost], delay_s)
+            except MissingError:
+                raise no_queue(self._address) from None
+            for number, why in zip(lost, again, strict=True):
                 answers[number] = why
         return answers
+
+    async def _post_anew(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[str]:
+        """As `post`, once; with what is needed made before."""
+        self._broker.levels = 0
+        if not self._lane and await self._broker.number(self._name) is None:
+            raise no_queue(self._address)
+        await make_lane(self._broker, self._address.name, self._lane)
+        return await self._broker.send(await self._letters(bodies, delay_s))
 
     async def _letters(self, bodies: Sequence[tuple[bytes, int]], delay_s: float) -> list[Letter]:
         if delay_s <= 0:

@@ -51,15 +51,12 @@ class RabbitQueue:
     channel, all of it is somebody else's, and the tokens are void.
     """
 
-    limits = LIMITS
-
     def __init__(
         self, broker: Broker, lane: str = "", *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Takes over one use of the broker. The clock measures leases."""
         self.broker, self.address = broker, broker.address
         self.name = names.physical(self.address.name, lane)
-        self.limits = msgspec.structs.replace(LIMITS, hold_s=self.address.consumer_timeout_s)
         self._lane, self._clock = lane, clock
         self._outgoing = Outgoing(broker, lane)
         self._closed = threading.Event()
@@ -68,6 +65,13 @@ class RabbitQueue:
         self._woken: set[asyncio.Event] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def limits(self) -> QueueLimits:
+        """Of all lanes, as far as is known by now."""
+        # The engine looks at a lease after a third of it; in time for what is to be handed on.
+        hold_s = self.broker.hold_s
+        return msgspec.structs.replace(LIMITS, hold_s=hold_s, lease_s=min(LIMITS.lease_s, hold_s / 3))
 
     @classmethod
     def open(cls, url: str, *, clock: Callable[[], float] = time.monotonic) -> RabbitQueue:
@@ -175,8 +179,8 @@ class RabbitQueue:
     def _learn(self, line: Line) -> None:
         """The broker says its timeout when it closes a channel for it."""
         timeout_s = timeout_of(line.why)
-        if timeout_s is not None and timeout_s < self.limits.hold_s:
-            self.limits = msgspec.structs.replace(self.limits, hold_s=timeout_s)
+        if timeout_s is not None:
+            self.broker.hold_s = min(self.broker.hold_s, timeout_s)
 
     # -- leases -------------------------------------------------------------------------------------
 
@@ -284,7 +288,9 @@ class RabbitQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        untils = [lease.until_s for lease in self._line.leases.values()] if self._line is not None else []
+        leases = self._line.leases.values() if self._line is not None else ()
+        # One that is being given back is looked at when that has been done, or has failed.
+        untils = [lease.until_s for lease in leases if not lease.settling]
         if untils:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(untils) - self._clock()), self._end_leases)

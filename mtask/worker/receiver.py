@@ -33,7 +33,8 @@ SHORT_POLL_S = 1.0
 """Of a queue that sets no longest wait: to ask it costs next to nothing, and there may be a new lane."""
 LANES_POLL_S = 1.0
 LANES_SHORT_POLL_S = 0.1
-"""With several lanes, so that none is waited at while there is something in another."""
+"""With several lanes, so that none is waited at while there is something in another; the short one where each look costs
+next to nothing, and nobody tells what comes into the others."""
 LOOK_S = 2.0
 """Between two looks at how much is in the lanes whose limits are used up."""
 
@@ -173,7 +174,7 @@ class Receiver(Service):
         patient, lanes = limits.wait_s < 3600, self._lanes.in_turn()
         wait_s = min(LONG_POLL_S if patient else SHORT_POLL_S, limits.wait_s, lease_s / 4)
         if len({lane.name for lane in lanes if not lane.front}) > 1:
-            wait_s = min(wait_s, LANES_POLL_S if patient else LANES_SHORT_POLL_S)
+            wait_s = min(wait_s, LANES_POLL_S if patient or limits.hears_lanes else LANES_SHORT_POLL_S)
         waits, refused = True, []
         for number, lane in enumerate(lanes):
             last = number == len(lanes) - 1

@@ -13,13 +13,14 @@ import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
 from mtask.giveback import sends_copies
-from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import Bag, DeadMessage, Message, Result, State
 from mtask.packing import fit
-from mtask.portion import Portion, expanded
+from mtask.portion import Portion
 from mtask.queue import Queue, send_all
 from mtask.retry import is_last, pause_s
 from mtask.table import Table
 from mtask.worker.held import Held
+from mtask.worker.items import Item, as_refused, checking, emptied, singles
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
@@ -29,28 +30,7 @@ __all__ = ["Recorder"]
 MOST_RESULTS = 20_000
 MOST_BYTES = 64 * 1024 * 1024
 """The worker takes no further messages while this many results, or bytes of them, wait to be written."""
-LONGEST_PAUSE_S = 10.0
-
-
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to be written down: what became of `settles` tasks of a held message."""
-
-    held: Held
-    settles: int = 0
-    results: Sequence[Result | Portion] = ()
-    attempts: Sequence[Result] = ()
-    sends: Sequence[tuple[float, Message]] = ()
-    """(delay in seconds, message)."""
-    over: int = 0
-    """So many of the message's tasks have ended for good."""
-    release_s: float | None = None
-    """Give the whole message back after this delay."""
-    dead: DeadMessage | None = None
-    """Set the message aside as this."""
-    lets_go: bool = False
-    """Delete the message, though its tasks run on: what is sent takes its place."""
-    size_bytes: int = 0
-    """About how much memory the results take."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Recorder(Service):
@@ -77,6 +57,11 @@ class Recorder(Service):
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
         self._unwritten = self._waiting = self._waiting_bytes = 0
         self._lock = threading.Lock()
+        self._refused: list[Item] = []
+        """Those that don't pass by themselves either, and all that came later of the same messages."""
+        self._refusal: MtaskError | None = None
+        self._pause_s, self._again_s = FIRST_PAUSE_S, 0.0
+        self._stopping = False
         self._give_up_s = math.inf
         self._hurry = threading.Event()
 
@@ -190,52 +175,104 @@ class Recorder(Service):
     # -- the thread ---------------------------------------------------------------------------------
 
     def work(self) -> None:
-        stopping = False
-        while not stopping:
-            batch, results = [], 0
-            item = self._items.get()
-            while True:
-                if item is None:
-                    stopping = True
-                else:
-                    batch.append(item)
-                    results += item.settles
-                if results >= MOST_RESULTS or self._items.empty():
-                    break
-                item = self._items.get()
+        while not self._stopping or self._refused:
+            batch = self._gathered()
             if batch:
                 self._write_patiently(batch)
-                for item in batch:
-                    self._count(item, -1)
+                self._count_off(batch)
+            again = self._refused and (time.monotonic() >= self._again_s or self._hurry.is_set())
+            if again:
+                self._try_refused()
+            if batch or again:
                 rows, self._rows = self._rows, []
                 self._on_written(rows)
 
+    def _gathered(self) -> list[Item]:
+        """All that there is, as soon as there is something, or time to try again what was refused."""
+        batch, results = [], 0
+        wait_s = max(0.0, self._again_s - time.monotonic()) if self._refused else None
+        if self._stopping:
+            self._hurry.wait(wait_s)
+            return []
+        try:
+            item = self._items.get(timeout=wait_s)
+            while True:
+                if item is None:
+                    self._stopping = True
+                else:
+                    batch.append(item)
+                    results += item.settles
+                if results >= MOST_RESULTS:
+                    break
+                item = self._items.get_nowait()
+        except stdlib_queue.Empty:
+            pass
+        # What is said of one message is written in its order.
+        refused = {item.held for item in self._refused}
+        self._refused += [item for item in batch if item.held in refused]
+        return [item for item in batch if item.held not in refused]
+
+    def _count_off(self, items: Sequence[Item]) -> None:
+        for item in items:
+            self._count(item, -1)
+
     def _write_patiently(self, batch: list[Item]) -> None:
-        """Until all is written. Raises UnavailableError after `give_up_at`."""
-        pause_s = 0.1
-        while batch:
-            self._keeper.confirm({item.held for item in batch})
-            if not (batch := [item for item in batch if not item.held.lost]):
-                return
+        """Until all is written but for what is refused. Raises UnavailableError after `give_up_at`."""
+        pause_s = FIRST_PAUSE_S
+        while batch := self._still_held(batch):
             try:
                 self._write(batch)
                 break
             except (UnavailableError, SendError) as problem:
-                error: MtaskError = problem
-            except MtaskError as problem:
                 error = problem
-                if not (batch := self._write_singly(batch)):
-                    break
-            self._notes.trouble("table or queue", error)
-            if time.monotonic() >= self._give_up_s:
-                raise UnavailableError(
-                    f"the last results can't be written, so their tasks will run again: {error}"
-                ) from error
+            except MtaskError:
+                self._refuse(self._write_singly(batch))
+                break
+            self._trouble(error)
             # What was sent may have arrived nevertheless.
-            batch = [_checking(item) for item in batch]
+            batch = [checking(item) for item in batch]
             self._hurry.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        self._notes.well("table or queue")
+        if not self._refused:
+            self._notes.well("table or queue")
+
+    def _still_held(self, items: list[Item]) -> list[Item]:
+        self._keeper.confirm({item.held for item in items})
+        return [item for item in items if not item.held.lost]
+
+    def _trouble(self, error: MtaskError) -> None:
+        self._notes.trouble("table or queue", error)
+        if time.monotonic() >= self._give_up_s:
+            raise UnavailableError(
+                f"the last results can't be written, so their tasks will run again: {error}"
+            ) from error
+
+    def _refuse(self, items: list[Item]) -> None:
+        """Keep them for later: nothing else is to wait for them."""
+        for item in items:
+            self._count(item, 1)
+        self._refused += items
+        if items and self._refusal is not None:
+            self._again_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._trouble(self._refusal)
+
+    def _try_refused(self) -> None:
+        before, self._refused = self._refused, []
+        left = self._still_held(before)
+        if left:
+            try:
+                self._write(left)
+                left = []
+            except MtaskError:
+                left = self._write_singly(left)
+        try:
+            self._refuse(left)
+        finally:
+            self._count_off(before)
+        if not left:
+            self._pause_s = FIRST_PAUSE_S
+            self._notes.well("table or queue")
 
     def _write_singly(self, batch: list[Item]) -> list[Item]:
         """One of these is refused: find out which, and let the others pass.
@@ -243,12 +280,16 @@ class Recorder(Service):
         A refused result becomes a failure that says so; returns the items for which that is refused, too.
         """
         left = []
-        for item in [single for several in batch for single in _singles(_checking(several))]:
+        for item in [single for several in batch for single in singles(checking(several))]:
             try:
                 self._write([item])
+            except (UnavailableError, SendError) as error:  # not of what is in it
+                self._refusal = error
+                left.append(item)
             except MtaskError as error:
+                self._refusal = error
                 try:
-                    self._write([_refused(item, error)])
+                    self._write([as_refused(item, error)])
                 except MtaskError:
                     left.append(item)
         return left
@@ -257,7 +298,7 @@ class Recorder(Service):
         """Rows first, then messages sent, then messages deleted; together where one database holds both."""
         bags = {item.held.bag.uid: item.held.bag for item in batch}
         gone = {uid for uid, bag in bags.items() if self._is_gone(bag)}
-        batch = [_emptied(item) if item.held.bag.uid in gone else item for item in batch]
+        batch = [emptied(item) if item.held.bag.uid in gone else item for item in batch]
         settled: dict[Held, int] = defaultdict(int)
         for item in batch:
             settled[item.held] += item.settles
@@ -338,41 +379,3 @@ class Recorder(Service):
                 by_delay[min(delay_s, longest_s)].append(fit(message, self._queue.limits.message_bytes))
         for delay_s, messages in by_delay.items():
             send_all(self._queue, messages, delay_s=delay_s)
-
-
-def _checking(item: Item) -> Item:
-    """The same; but who receives what it sends looks first whether it was done meanwhile."""
-    if not item.sends:
-        return item
-    sends = [(delay_s, msgspec.structs.replace(message, check=True)) for delay_s, message in item.sends]
-    return msgspec.structs.replace(item, sends=sends)
-
-
-def _singles(item: Item) -> list[Item]:
-    """The same in items of one result each, and one of the rest."""
-    results = list(expanded(item.results))
-    if len(results) < 2:
-        return [msgspec.structs.replace(item, results=results)]
-    rest = msgspec.structs.replace(item, results=(), settles=item.settles - len(results))
-    return [rest, *(Item(held=item.held, settles=1, results=[result]) for result in results)]
-
-
-def _emptied(item: Item) -> Item:
-    """The same of a bag that is gone: its message is settled, and nothing comes of it."""
-    return msgspec.structs.replace(item, results=(), attempts=(), sends=())
-
-
-def _refused(item: Item, error: MtaskError) -> Item:
-    """The same with a failure in place of its result."""
-    if isinstance(error, BagNotFoundError):
-        return _emptied(item)
-    failure = Failure(
-        reason=Reason.VALUE, type="refused", message=f"the table refused the result: {error}"[:4096]
-    )
-    results = [
-        msgspec.structs.replace(
-            result, state=State.FAILED, error=failure, value_json=msgspec.Raw(b"null"), stdout="", stderr=""
-        )
-        for result in expanded(item.results)
-    ]
-    return msgspec.structs.replace(item, results=results, attempts=())

@@ -130,6 +130,17 @@ def test_somebody_elses_schema_is_left_alone(postgres: Postgres) -> None:
             call(url)
 
 
+def test_a_schema_that_was_made_for_somebody(postgres: Postgres) -> None:
+    """Who may make none himself."""
+    name = postgres.schema()
+    postgres.ask(f"CREATE ROLE u{name} LOGIN")
+    postgres.ask(f"CREATE SCHEMA {name} AUTHORIZATION u{name}")
+    url = f"{postgres.url_of(f'u{name}')}?schema={name}"
+    assert [how for _, how in make_queue(url)] == [MADE]
+    with closing(open_queue(url)) as queue:
+        queue.send([a_message()])
+
+
 def test_two_schemas_of_a_database_are_apart(postgres: Postgres, queue: PostgresQueue) -> None:
     with closing(open_queue(postgres.new())) as other:
         other.send([a_message()])
@@ -289,6 +300,8 @@ def test_a_user_without_rights_is_told_what_to_ask_for(postgres: Postgres, url: 
         ("postgresql://host/db?schema=" + "x" * 49, "at most 48"),
         ("postgresql://host/db?prepare=maybe", "prepare is yes or no"),
         ("postgresql://host/db?shema=x", "unknown option 'shema'; there are libpq's, and schema=NAME"),
+        ("postgresql://host/db?pwd=x", "'postgresql://host/db': unknown option 'pwd'"),
+        ("postgresql://host/db?PASSWORD=x", "'postgresql://host/db': unknown option 'PASSWORD'"),
         ("postgresql://host/db?password=x", "doesn't belong into a URL"),
         ("postgresql://[host/db", "can't read it"),
     ],

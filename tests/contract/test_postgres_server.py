@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from mtask.errors import (
     BackendError,
     UnavailableError,
 )
-from mtask.model import Counts, Delivery, State
+from mtask.model import Counts, Delivery, Result, State
 from mtask.testing.samples import a_bag, a_done, a_failed, a_message, a_portion, index_of, messages
 from mtask_postgres import Database, PostgresQueue, PostgresTable, open_queue, open_table
 from mtask_postgres.address import address_of
-from mtask_postgres.database import Connection
+from mtask_postgres.database import Connection, connect
 from tests.servers.postgres import Postgres
 
 PATIENCE_S = 30.0
@@ -94,7 +97,7 @@ def joined_s(thread: threading.Thread) -> float:
 
 def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> None:
     with closing(PostgresQueue(Database(address_of(url)))) as sender:  # as if in another process
-        in_background(lambda: take(queue, wait_s=0.2)).join()
+        queue.database.bell._start()
         eventually(lambda: queue.database.bell.listens)
         waits_s = []
         for _ in range(7):
@@ -111,7 +114,7 @@ def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> N
 
 
 def test_who_waits_asks_the_server_about_once_a_second(postgres: Postgres, queue: PostgresQueue) -> None:
-    take(queue, wait_s=0.1)
+    queue.database.bell._start()
     eventually(lambda: queue.database.bell.listens)
     asked = []
     real = queue._take
@@ -131,6 +134,38 @@ def test_a_release_in_another_process_is_heard(url: str, queue: PostgresQueue) -
         other.release(held)
         assert joined_s(thread) < PATIENCE_S / 2
     assert [index_of(each) for each in taken] == [3]
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_waits_at_one_lane_hears_of_those_that_were_looked_at(url: str, queue: PostgresQueue) -> None:
+    queue.database.bell._start()
+    eventually(lambda: queue.database.bell.listens)
+    with (
+        closing(PostgresQueue(Database(address_of(url)))) as sender,
+        closing(sender.lane("a")) as to_a,
+        closing(sender.lane("b")) as to_b,
+        closing(queue.lane("a")) as a,
+        closing(queue.lane("b")) as b,
+    ):
+        for between in (True, False):  # the look and the wait
+            assert take(a) == []
+            if between:
+                to_a.send([a_message()])
+                eventually(lambda: a._another_rang() or b._another_rang())
+            began_s = time.monotonic()
+            thread = in_background(lambda: take(b, wait_s=PATIENCE_S))
+            if not between:
+                to_a.send([a_message()])
+            thread.join()
+            assert time.monotonic() - began_s < PATIENCE_S / 2
+            assert len(take(a)) == 1
+        assert take(queue) == []
+        taken: list[Delivery] = []
+        thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
+        to_b.send([a_message()])  # nobody has looked there
+        queue.send([a_message(5)])
+        thread.join()
+        assert [index_of(each) for each in taken] == [5]
 
 
 def test_a_waiter_that_is_woken_or_closed_returns(url: str) -> None:
@@ -229,7 +264,7 @@ def test_a_transaction_that_the_server_cuts_did_nothing(
 
 @pytest.mark.usefixtures("patient")
 def test_a_listener_that_is_cut_listens_again(postgres: Postgres, queue: PostgresQueue) -> None:
-    take(queue, wait_s=0.1)
+    queue.database.bell._start()
     eventually(lambda: queue.database.bell.listens)
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
     assert (True,) in postgres.ask(ended)
@@ -288,6 +323,77 @@ def test_a_lease_in_a_long_transaction_counts_from_its_own_time(url: str, queue:
         ((_, held),) = queue.extend([held], lease_s=1).extended
     with closing(PostgresQueue(Database(address_of(url)))) as other:
         assert take(other) == []
+
+
+def test_a_server_that_takes_no_writes_any_more_is_left(queue: PostgresQueue, table: PostgresTable) -> None:
+    """As a primary that became a standby; the next connection may lead to another server."""
+    for transaction in (False, True):
+        with queue.database.use() as connection:
+            connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(UnavailableError, match="takes no writes"):
+            if transaction:
+                with table.transaction(queue):
+                    queue.send([a_message()])
+            else:
+                queue.send([a_message()])
+        queue.send([a_message()])
+    assert len(take(queue)) == 2
+
+
+@pytest.mark.parametrize("options", ["", "&prepare=no"])
+def test_what_somebody_keeps_locked_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, postgres: Postgres, url: str, options: str
+) -> None:
+    """A worker must be able to end meanwhile."""
+    monkeypatch.setattr("mtask_postgres.database.LOCK_S", 0.2)
+    with closing(open_queue(url + options)) as queue, closing(open_table(url + options)) as table:
+        queue.send([a_message()])
+        with closing(connect(address_of(url))) as other, other.transaction():
+            other.execute(f'LOCK TABLE "{address_of(url).schema}".message'.encode())
+            with pytest.raises(UnavailableError, match="somebody else keeps it locked"):
+                take(queue)
+            with (
+                pytest.raises(UnavailableError, match="somebody else keeps it locked"),
+                table.transaction(queue),
+            ):
+                queue.send([a_message()])
+        assert len(take(queue)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_closes_what_was_opened_before_the_fork(queue: PostgresQueue) -> None:
+    queue.database.bell._start()
+    bell = queue.database.bell
+    eventually(lambda: bell.listens)
+    (before,) = (connection.info.backend_pid for _, connection in queue.database._idle)
+    child = os.fork()
+    if not child:
+        try:
+            queue.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    with queue.database.use() as connection:
+        connection.execute("SELECT 1")
+        assert connection.info.backend_pid == before
+    assert not select.select([bell._stop_out], [], [], 0)[0], "the listener isn't told to end"
+    assert bell.listens
+
+
+def test_results_are_read_in_sql_as_the_manual_says(
+    postgres: Postgres, url: str, table: PostgresTable
+) -> None:
+    values = ["plain", "a\0b", "\\u0000"]
+    table.record([Result.done("bag", index, value=value) for index, value in enumerate(values)])
+    page = (Path(__file__).parents[2] / "docs/backends/postgresql.md").read_text()
+    queries = re.findall(r"^    (SELECT .* FROM mtask\.results .*);$", page, re.MULTILINE)
+    place = f"{address_of(url).schema}.results"
+    first, *rest = (each.replace("mtask.results", place).replace("'june'", "'bag'") for each in queries)
+    with pytest.raises(psycopg.errors.UntranslatableCharacter):
+        postgres.ask(first)
+    without, whole = map(postgres.ask, rest)
+    assert (0, "plain") in without
+    assert {index for index, _ in without} | {index for index, _ in whole} == {0, 1, 2}
 
 
 # -- many at once ---------------------------------------------------------------------------------------

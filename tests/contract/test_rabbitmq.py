@@ -5,11 +5,13 @@ The clock of leases, which is this side's, can be moved; delays are the broker's
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -279,6 +281,86 @@ class TestWhatIsRabbitmqAlone(RabbitFixtures, QueueSteps):
             assert same.remove()
             lane.send([a_message(3)], delay_s=0.5)
             assert index_of(self.take_one(same)) == 3
+
+    @pytest.mark.parametrize("lane", ["", NAME])
+    def test_delays_that_are_gone_are_made_again(self, queue: RabbitQueue, lane: str) -> None:
+        """As after a broker that was lost and made anew."""
+        with closing(queue.lane(lane) if lane else self.more(queue)) as target:
+            target.send([a_message(0)], delay_s=0.9)
+            for level in range(2):
+                with closing(self.raw()) as connection:
+                    channel = connection.channel()
+                    channel.exchange_delete(names.delay(queue.name, level))
+                    channel.queue_delete(names.delay(queue.name, level))
+            target.send([a_message(1)], delay_s=0.9)
+            target.send([a_message(2)])
+            assert sorted(map(index_of, self.take(target, 2))) == [1, 2]
+
+    def more(self, queue: RabbitQueue) -> RabbitQueue:
+        return RabbitQueue(queue.broker.share(), clock=self.clock)
+
+    def test_what_only_init_makes_is_asked_for(self, queue: RabbitQueue) -> None:
+        with closing(self.raw()) as connection:
+            connection.channel().exchange_delete(names.due(queue.name))
+        with pytest.raises(UnusableError, match="make it with `mtask init`"):
+            queue.send([a_message(1)], delay_s=0.5)
+
+    def test_a_release_that_waits_beyond_its_lease_takes_no_time(
+        self, queue: RabbitQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        post, looks = queue._outgoing.post, list[float]()
+        end_leases = queue._end_leases
+
+        async def slow(bodies: Any, delay_s: float) -> list[str]:
+            await asyncio.sleep(0.5)
+            return await post(bodies, delay_s)
+
+        monkeypatch.setattr(queue._outgoing, "post", slow)
+        monkeypatch.setattr(queue, "_end_leases", lambda: (looks.append(0.0), end_leases())[1])
+        queue.send([a_message()])
+        queue.release([self.take_one(queue, lease_s=0.2)])
+        assert len(looks) <= 3
+        assert self.take_one(queue).deliveries == 1
+
+    def test_a_look_that_was_given_up_leaves_the_channel_usable(self, queue: RabbitQueue) -> None:
+        queue.send(messages(2))
+
+        async def give_up() -> None:
+            line = await queue._ready_line()
+            look = asyncio.ensure_future(line.get(queue.name))
+            while line._got is None:
+                await asyncio.sleep(0)
+            look.cancel()
+            got = await line.get(queue.name)
+            assert got is not None
+            line.give_back(got[0])
+
+        queue.broker.call(give_up())
+        assert sorted(map(index_of, self.take(queue, 2))) == [0, 1]
+
+    def test_what_a_lane_learns_of_the_timeout_holds_for_all(self, queue: RabbitQueue) -> None:
+        """And a lease is short enough to be looked at before it."""
+        from pika.exceptions import ChannelClosedByBroker
+
+        with closing(queue.lane(NAME)) as lane:
+            lane.send([a_message()])
+            self.take_one(lane)
+            text = "delivery acknowledgement on channel 1 timed out. Timeout value used: 30000 ms."
+            assert lane._line is not None
+            lane._line._closed(ChannelClosedByBroker(406, text))
+            for each in (queue, lane, Lanes(queue)):
+                assert each.limits.hold_s == 30
+                assert each.limits.lease_s == 10
+
+    def test_credentials_that_are_away_for_a_while(
+        self, queue: RabbitQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.delenv("MTASK_AMQP_PASSWORD")
+        monkeypatch.setenv("NETRC", str(tmp_path / "away"))
+        for link in queue.broker._links.values():
+            queue.broker.call(link.end())
+        queue.send([a_message(1)])
+        assert index_of(self.take_one(queue)) == 1
 
     def test_what_others_send_comes_as_it_is(self, queue: RabbitQueue) -> None:
         """A foreign message, with headers that say nothing, or lie."""

@@ -341,6 +341,19 @@ def test_a_lane_is_listed_when_it_is_used_and_with_its_messages_only(url: str) -
         assert lanes.depth([front.name]) == (1, 0, 0)
 
 
+def test_lanes_are_listed_all_at_once(url: str) -> None:
+    """One by one, two who send to the same ones would wait for each other in a table that locks them."""
+    fronts = [front_of(lane) for lane in (a_lane(2), a_lane(1))]
+    with closing(open_table(url)) as table, closing(Lanes(open_queue(url))) as lanes:
+        listed: list[list[Lane]] = []
+        real = table.put_lanes
+        table.put_lanes = lambda found: (listed.append(list(found)), real(found))[1]  # type: ignore[method-assign,func-returns-value]
+        for front in fronts:
+            lanes.list_when_used(front, table)
+        lanes.send([a_message(number, lane=front.name) for number, front in enumerate(fronts)])
+        assert listed == [fronts]
+
+
 def test_what_cant_be_listed_is_not_sent(url: str) -> None:
     front = front_of(DEFAULT_LANE)
 

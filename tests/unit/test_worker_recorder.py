@@ -418,6 +418,43 @@ def test_a_late_result_of_a_bag_that_has_expired_is_no_row_of_the_next_of_its_na
     assert not list(bench.place.table.attempts("bag")) or not expired
 
 
+def test_what_is_refused_for_good_holds_up_no_other_message(bench: Bench) -> None:
+    """Here: something that can't be sent."""
+    _, held = submitted(bench, 2, retries=1, backoff_s=0.0)
+    _, other = submitted_again(bench)
+    bench.queue.faults["send"] = failing(10**9, BackendError("no such exchange"))
+    bench.start()
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    wait_until(lambda: bench.said)
+    assert bench.states() == {0: State.DONE}, "of the same message, too"
+    bench.recorder.attempts_ended(other, done(7, 8))
+    wait_until(lambda: len(bench.states()) == 3)
+    assert not bench.recorder.quiet()
+    assert bench.place.queue.depth().leased == 1, "what isn't sent is still held"
+    bench.queue.faults.clear()
+    bench.finish()
+    assert bench.recorder.quiet()
+    assert (bench.recorder._waiting, bench.recorder._waiting_bytes) == (0, 0)
+    assert [(message.first, message.attempt, message.check) for message in bench.messages()] == [(1, 1, True)]
+    assert [text.split()[4] for text in bench.said] == ["doesn't", "answers"]
+
+
+def test_what_is_refused_until_the_worker_must_go_is_given_up(bench: Bench) -> None:
+    _, held = submitted(bench, 1, retries=1, backoff_s=0.0)
+    bench.queue.faults["send"] = failing(10**9, BackendError("no such exchange"))
+    bench.recorder.attempts_ended(held, [failed(0)])
+    bench.start()
+    bench.recorder.stop()
+    wait_until(lambda: bench.said)
+    bench.recorder.give_up_at(time.monotonic())
+    bench.recorder.join(5)
+    (error,) = bench.errors
+    assert isinstance(error, UnavailableError)
+    assert bench.place.queue.depth().leased == 1
+    bench.keeper.stop()
+    bench.keeper.join()
+
+
 # -- giving up --------------------------------------------------------------------------------------
 
 
