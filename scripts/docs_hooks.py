@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import itertools
 import math
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -70,20 +71,31 @@ def queue_limits() -> dict[str, QueueLimits]:
     for scheme, (module, _) in BUILTIN.items():
         if importlib.util.find_spec(module) is not None:
             schemes[module].append(f"{scheme}:")
-    found = {}
+    limits_by_names = {}
     for module, names in schemes.items():
         backend = importlib.import_module(module)
         if not hasattr(backend, "open_queue"):
             continue
         limits = [
-            value.limits
+            found
             for value in (getattr(backend, name) for name in backend.__all__)
-            if inspect.isclass(value) and isinstance(getattr(value, "limits", None), QueueLimits)
+            if inspect.isclass(value) and (found := limits_of(value)) is not None
         ]
         if len(limits) != 1:
-            raise LookupError(f"{module} should export one class with QueueLimits as its attribute `limits`")
-        found[" ".join(names)] = limits[0]
-    return found
+            raise LookupError(
+                f"{module} should export one class with QueueLimits as its attribute `limits`, or a property of this name "
+                "and LIMITS beside it"
+            )
+        limits_by_names[" ".join(names)] = limits[0]
+    return limits_by_names
+
+
+def limits_of(queue: type) -> QueueLimits | None:
+    """Of a queue that learns some of them from its server, those that it begins with."""
+    limits = getattr(queue, "limits", None)
+    if isinstance(limits, property):
+        limits = getattr(sys.modules[queue.__module__], "LIMITS", None)
+    return limits if isinstance(limits, QueueLimits) else None
 
 
 def meanings() -> dict[str, str]:
