@@ -202,6 +202,6 @@ def _todo(connection: Connection | None, service: Service, code: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first line: what follows are ids of the request and, perhaps, what was signed."""
-    text = str(getattr(error, "message", "") or error).strip()
+    """The first line, without what follows a `?`: ids of the request, what was signed, and signatures aren't for all eyes."""
+    text = re.sub(r"""\?[^\s"']*""", "?…", str(getattr(error, "message", "") or error).strip())
     return text.splitlines()[0].strip()[:300] if text else type(error).__name__
