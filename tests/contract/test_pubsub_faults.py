@@ -155,6 +155,50 @@ class TestFaults(QueueSteps):
         with proxy.rule(stand_still):
             assert queue.extend([held], lease_s=60) == ([], [held])
 
+    @pytest.mark.parametrize("delay_s", [0.3, 100])
+    def test_who_stood_still_leaves_what_is_delayed_to_others(
+        self, queue: PubSubQueue, proxy: Proxy, delay_s: float
+    ) -> None:
+        """What is due is not published anew, and what is early is not hidden, by one who holds it no more."""
+        ahead_s = 0.0
+        queue._clock = lambda: time.monotonic() + ahead_s
+
+        def stand_still(method: str, _: bytes) -> None:
+            nonlocal ahead_s
+            ahead_s += 15 if method == "Subscriber/Pull" else 0
+
+        queue.send([a_message()], delay_s=delay_s)
+        time.sleep(0.4)
+        before = len(proxy.called)
+        with proxy.rule(stand_still):
+            assert queue.receive(max_messages=1, lease_s=60, wait_s=1) == []
+        assert set(proxy.called[before:]) == {"Subscriber/Pull"}
+
+    def test_what_is_over_when_its_copy_was_published_is_not_ended(
+        self, queue: PubSubQueue, proxy: Proxy
+    ) -> None:
+        """Somebody else may hold it by then."""
+        ahead_s = 0.0
+        queue._clock = lambda: time.monotonic() + ahead_s
+
+        def slowly(method: str, _: bytes) -> None:
+            nonlocal ahead_s
+            ahead_s += 61 if method == "Publisher/Publish" else 0
+
+        queue.send([a_message()])
+        held = self.take(queue, lease_s=60)
+        before = len(proxy.called)
+        with proxy.rule(slowly):
+            queue.release(held)
+        assert proxy.called[before:] == ["Publisher/Publish"]
+        queue.send([a_message()], delay_s=0.3)
+        time.sleep(0.4)
+        before = len(proxy.called)
+        with proxy.rule(slowly):
+            queue._take(queue._requests.pull(queue.subscription, 10, 3), 60, queue._clock() + 10)
+        assert "Publisher/Publish" in proxy.called[before:]
+        assert "Subscriber/Acknowledge" not in proxy.called[before:]
+
     def test_answers_that_come_at_once_with_nothing_are_no_reason_to_spin(
         self, queue: PubSubQueue, proxy: Proxy
     ) -> None:
