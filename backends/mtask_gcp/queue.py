@@ -175,6 +175,8 @@ class PubSubQueue:
                 return []
             if not got:
                 self._pause(min(pause_s, deadline_s - now_s), woken)
+                if self._woken != woken:
+                    return []
                 pause_s = min(2 * pause_s, PAUSES_S[1])
 
     def _take(self, received: Sequence[Any], lease_s: float, until_s: float) -> list[Delivery]:

@@ -211,6 +211,31 @@ class TestFaults(QueueSteps):
             assert queue.receive(max_messages=1, lease_s=5, wait_s=10) == []
             assert time.monotonic() - began_s < 5
 
+    def test_who_is_woken_between_two_requests_begins_no_other(
+        self, queue: PubSubQueue, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It might take messages for a worker that stops."""
+        pause = queue._pause
+
+        def woken(seconds: float, woken: int) -> None:
+            queue.wake()
+            pause(seconds, woken)
+
+        monkeypatch.setattr(queue, "_pause", woken)
+        with proxy.rule(refuse("Subscriber/Pull", answer=b"")):
+            before = len(proxy.called)
+            assert queue.receive(max_messages=1, lease_s=5, wait_s=10) == []
+        assert proxy.called[before:] == ["Subscriber/Pull"]
+
+    def test_after_the_last_close_there_is_no_new_connection(self, queue: PubSubQueue) -> None:
+        lane = queue.lane("b")
+        queue.close()
+        lane.send([a_message()])
+        lane.close()
+        with pytest.raises(BackendError, match="closed"):
+            queue._requests.pull(queue.subscription, 1, 1)
+        assert queue._requests.client._channel is None
+
     # -- exactly-once delivery ----------------------------------------------------------------------
 
     def test_ack_ids_that_a_subscription_with_exactly_once_delivery_refuses(
