@@ -399,6 +399,21 @@ def test_doctor_at_an_emulator_changes_nothing(url: str, proxy: Proxy) -> None:
     assert [how for _, how in make_queue(url)] == ["was there"] * 4
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_doctor_makes_nothing_where_it_may_not_look(pubsub: Emulator, proxy: Proxy, there: bool) -> None:
+    url = pubsub.url()
+    if there:
+        make_queue(url)
+    before = len(proxy.called)
+    with proxy.rule(refuse("Subscriber/GetSubscription", answer=DENIED)):
+        found = findings(url)
+    assert not {"Publisher/CreateTopic", "Subscriber/CreateSubscription"} & set(proxy.called[before:])
+    assert found["pubsub.subscriptions.get"].ok is False
+    for permission in ("pubsub.topics.create", "pubsub.subscriptions.create"):
+        assert found[permission].ok is None
+        assert "can't be told" in found[permission].text
+
+
 def test_doctor_where_nothing_is(pubsub: Emulator, proxy: Proxy) -> None:
     found = findings(pubsub.url())
     assert found["queue"].stops
