@@ -58,7 +58,7 @@ def table_address(url: str) -> Address:
     container = options.get("container", address.name.lower())
     if not re.fullmatch(_HYPHENED, container):
         raise UsageError(
-            f"{url!r}: {container!r} can't be the name of a container: it has 3 to {LONGEST} lowercase letters, digits and "
+            f"{address.url!r}: {container!r} can't be the name of a container: it has 3 to {LONGEST} lowercase letters, digits and "
             "single hyphens between them"
         )
     return address._replace(container=container)
@@ -72,25 +72,26 @@ def _parse(
     parts = urlsplit(url)
     account, found = parts.netloc, unquote(parts.path.removeprefix("/"))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if "@" in account or _SECRETS & {option.lower() for option in options}:
+    base = url.partition("#")[0].partition("?")[0]  # what follows may be a secret as well
+    if "@" in account or ":" in account or _SECRETS & {option.lower() for option in options}:
         raise UsageError(
             f"{scheme}://…: keys and signatures don't belong into a URL, where everybody sees them; "
             "use `az login`, a managed identity, or AZURE_STORAGE_CONNECTION_STRING"
         )
     if parts.scheme != scheme or parts.fragment or not account:
-        raise UsageError(f"{url!r} is not the URL of {scheme}; {example}")
+        raise UsageError(f"{base!r} is not the URL of {scheme}; {example}")
     if not re.fullmatch(_ACCOUNT, account):
         hint = "; name the account alone, without '.core.windows.net'" if "." in account else ""
         raise UsageError(
-            f"{url!r}: a storage account has 3 to 24 lowercase letters and digits, not {account!r}{hint}; {example}"
+            f"{base!r}: a storage account has 3 to 24 lowercase letters and digits, not {account!r}{hint}; {example}"
         )
     for option in options:
         if option not in allowed:
             near = difflib.get_close_matches(option, allowed, 1)
             there = f"there is {', '.join(map(repr, allowed))}" if allowed else "there are none"
             raise UsageError(
-                f"{url!r}: unknown option {option!r}; {f'did you mean {near[0]!r}?' if near else there}"
+                f"{base!r}: unknown option {option!r}; {f'did you mean {near[0]!r}?' if near else there}"
             )
     if not re.fullmatch(name, found):
-        raise UsageError(f"{url!r}: {rule}, not {found!r}; {example}")
+        raise UsageError(f"{base!r}: {rule}, not {found!r}; {example}")
     return Address(scheme, account, found), options

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import ContainerClient
@@ -72,14 +73,11 @@ class Blobs:
             raise BackendError(f"the entity {place} can't be read: {error!r}") from None
 
     def remove(self, owner: str) -> None:
-        """All blobs of this owner."""
-        with self._errors("delete"):
-            try:
-                for name in self.container().list_blob_names(name_starts_with=f"{escaped(owner)}/"):
+        """All blobs of this owner; others may do so at the same time."""
+        with self._errors("delete"), _gone_is_fine():
+            for name in self.container().list_blob_names(name_starts_with=f"{escaped(owner)}/"):
+                with _gone_is_fine():
                     self.container().delete_blob(name)
-            except HttpResponseError as error:
-                if code_of(error) not in ("BlobNotFound", "ContainerNotFound"):
-                    raise
 
     def container(self) -> ContainerClient:
         with self._lock:
@@ -109,6 +107,15 @@ class Blobs:
                 raise
         self._store.meter.add(BLOB_READS, 1)
         return content
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except HttpResponseError as error:
+        if code_of(error) not in ("BlobNotFound", "ContainerNotFound"):
+            raise
 
 
 def _cuts(entity: Entity, kind: str) -> list[bytes]:

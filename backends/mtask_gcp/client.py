@@ -64,7 +64,7 @@ class Client:
         self._lock = threading.Lock()
         self._channel: Any = None
         self._made: tuple[PublisherClient, SubscriberClient] | None = None
-        self._users = 1
+        self._users, self._closed = 1, False
 
     @property
     def publisher(self) -> PublisherClient:
@@ -77,7 +77,10 @@ class Client:
         return self._get()[1]
 
     def _get(self) -> tuple[PublisherClient, SubscriberClient]:
+        """Raises BackendError after the last `close`."""
         with self._lock:
+            if self._closed:
+                raise BackendError(f"the connection to {self.address.url} is closed")
             if self._made is None:
                 self._channel = channel_to(os.environ.get(PUBSUB, ""), SubscriberGrpcTransport, HOST, SCOPES)
                 self._made = (
@@ -111,7 +114,10 @@ class Client:
         """Give up one use; the last one closes the connection."""
         with self._lock:
             self._users -= 1
-            if self._users <= 0 and self._channel is not None:
+            if self._users > 0:
+                return
+            self._closed = True
+            if self._channel is not None:
                 self._channel.close()
                 self._channel = self._made = None
 

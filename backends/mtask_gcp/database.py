@@ -191,6 +191,11 @@ class Database:
             status = error.grpc_status_code
             code = Code.UNKNOWN if status is None else status.value[0]
             raise self.error(code, error.message or "", method) from None
+        except ValueError:
+            # gRPC's word for a channel that was closed meanwhile.
+            if not self._closed:
+                raise
+            raise BackendError(f"the table {self.place.url} is closed") from None
         except RetryError as error:
             raise UnavailableError(f"{self.place.url} is out of reach: {error}") from None
 
@@ -227,9 +232,11 @@ class Database:
             threads, self._threads = self._threads, None
             made, self._made = self._made, None
         if threads is not None:
-            threads.shutdown(cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
         if made is not None:
-            made[0].close()
+            made[0].close()  # ends what still waits for an answer
+        if threads is not None:
+            threads.shutdown()
 
     def _client(self) -> FirestoreClient:
         with self._lock:

@@ -2,7 +2,7 @@
 
 Pub/Sub says itself which permissions of a topic or a subscription its caller has (`TestIamPermissions`). To make one is a
 permission on the project, which Pub/Sub doesn't tell: so the topic and the subscription that are there are made once more. That changes
-nothing, and is answered with "already exists" to those who may.
+nothing, and is answered with "already exists" to those who may. Where it can't be seen that they are there, it isn't tried.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def queue_findings(address: Address, roles: Collection[str]) -> Iterator[Finding
             if finding.stops:
                 return
         yield from _permissions(client, address, roles)
+        yield from _making(client, address, there=found is not None)
         if found is not None:
             yield from _dead(client, address, found, roles)
     finally:
@@ -115,6 +116,16 @@ def _permissions(client: Client, address: Address, roles: Collection[str]) -> It
     by = " and ".join(f"{role}s" for role in ROLES if role in roles)
     yield from _tested(client.publisher, topic, of_topic, by)
     yield from _tested(client.subscriber, subscription, of_subscription, by)
+
+
+def _making(client: Client, address: Address, *, there: bool) -> Iterator[Finding]:
+    if not there:
+        for permission in ("pubsub.topics.create", "pubsub.subscriptions.create"):
+            text = "can't be told: without pubsub.subscriptions.get it isn't known whether the queue is there, and trying might make it"
+            yield Finding(permission, None, text)
+        return
+    name = physical(address)
+    topic, subscription = topic_path(address, name), subscription_path(address, name)
     again = {"name": subscription, "topic": topic}
     yield from _made_again(
         client,

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
 
@@ -58,6 +58,7 @@ _NAME = f"push-{os.environ.get('K_SERVICE', '')}-{secrets.token_hex(4)}".replace
 _one_at_a_time = threading.Lock()
 _working: list[Worker] = []
 """Those that run something, for who is told to stop."""
+_stopping = threading.Event()
 STOP_S = 4.0
 """What runs may take so long to end then."""
 
@@ -141,6 +142,8 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
     queue, trouble = OneShotQueue([delivery], main), ""
     worker = Worker(queue, manager.table, _options(left_s), name=_NAME)
     _working.append(worker)
+    if _stopping.is_set():  # before there was anybody to tell
+        worker.drain("told to stop", grace_s=STOP_S)
     try:
         worker.run(until=queue.settled)
         queue.give_back_rest()
@@ -210,6 +213,18 @@ def _number(name: str) -> int | None:
     return int(text)
 
 
+class _Server(WSGIServer):
+    serving = False
+    """Is there a request whose answer hasn't been sent? Who stops then leaves what was done to be done again."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        _Server.serving = True
+        try:
+            super().process_request(request, client_address)
+        finally:
+            _Server.serving = False
+
+
 class _Quiet(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Cloud Run logs each request itself."""
@@ -217,11 +232,10 @@ class _Quiet(WSGIRequestHandler):
 
 def main() -> int:
     """Serve at PORT of all addresses, as Cloud Run wants it, until told to stop."""
-    stopping = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
-        stopping.set()
-        if not _working:
+        _stopping.set()
+        if not _Server.serving:
             raise SystemExit(0)
         for worker in _working:
             worker.drain("told to stop", grace_s=STOP_S)
@@ -233,9 +247,9 @@ def main() -> int:
         return error.exit_code
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    with make_server("", port, app, handler_class=_Quiet) as server:
+    with make_server("", port, app, _Server, _Quiet) as server:
         print(f"mtask: listening at port {server.server_port}", file=sys.stderr, flush=True)
-        while not stopping.is_set():
+        while not _stopping.is_set():
             server.handle_request()
     return 0
 

@@ -175,6 +175,8 @@ class PubSubQueue:
                 return []
             if not got:
                 self._pause(min(pause_s, deadline_s - now_s), woken)
+                if self._woken != woken:
+                    return []
                 pause_s = min(2 * pause_s, PAUSES_S[1])
 
     def _take(self, received: Sequence[Any], lease_s: float, until_s: float) -> list[Delivery]:
@@ -186,7 +188,7 @@ class PubSubQueue:
         sorted_out = [sort_out(each, self._time.now()) for each in found]
         ready = [each for each in sorted_out if each.kind is Kind.READY]
         taken = self._lease(ready, lease_s, until_s)
-        self._put_off([each for each in sorted_out if each.kind is not Kind.READY])
+        self._put_off([each for each in sorted_out if each.kind is not Kind.READY], until_s)
         return taken
 
     def _lease(self, ready: Sequence[Due], lease_s: float, until_s: float) -> list[Delivery]:
@@ -208,9 +210,9 @@ class PubSubQueue:
                     found.append(ready[number].delivery(lease.token()))
         return found
 
-    def _put_off(self, early: Sequence[Due]) -> None:
+    def _put_off(self, early: Sequence[Due], until_s: float) -> None:
         """Hide what is early; publish anew what was early once, so that those looks don't count as deliveries, and what
-        was looked at so often that it would soon be dead. A fault is no matter: it comes again."""
+        was looked at so often that it would soon be dead. A fault, or to be too late, is no matter: it comes again."""
         by_hold: dict[int, list[str]] = {}
         anew = [each for each in early if each.kind is Kind.ANEW]
         for each in early:
@@ -219,17 +221,24 @@ class PubSubQueue:
         try:
             for hold_s, ids in by_hold.items():
                 for run in self._ack_batches(ids):
+                    if self._clock() >= until_s:
+                        return
                     self._requests.modify(self.subscription, [ids[number] for number in run], hold_s)
-            self._replace([(each.ack_id, each.envelope) for each in anew])
+            self._replace([(each.ack_id, each.envelope) for each in anew], until_s)
         except BackendError:
             return
 
-    def _replace(self, pairs: Sequence[tuple[str, Envelope]]) -> None:
-        """First the copy, then the end of the original: a crash between doubles, and never loses."""
+    def _replace(self, pairs: Sequence[tuple[str, Envelope]], until_s: float) -> None:
+        """First the copy, then the end of the original: a crash between doubles, and never loses. What is over isn't ended:
+        somebody else may hold it."""
         sizes = [len(envelope.body) + OVERHEAD_BYTES for _, envelope in pairs]
         for run in batches(sizes, BATCH, BATCH_BYTES):
+            if self._clock() >= until_s:
+                return
             batch = [pairs[number] for number in run]
             taken = self._publish([envelope for _, envelope in batch])
+            if self._clock() >= until_s:
+                return
             self._acknowledge([ack_id for ack_id, _ in batch[:taken]])
             if taken < len(batch):
                 raise UnavailableError(f"{self._shown}: {len(batch) - taken} messages were not given back")
@@ -292,16 +301,17 @@ class PubSubQueue:
         """By a copy: what is given back to Pub/Sub counts as one more delivery, a copy doesn't."""
         held = self._held(deliveries, [])
         delay_s = min(delay_s, LIMITS.delay_s)
-        envelopes = [Envelope(each.body, delay_s, each.deliveries - 1) for each in held]
-        sizes = [len(envelope.body) + OVERHEAD_BYTES for envelope in envelopes]
-        for run in batches(sizes, BATCH, BATCH_BYTES):
-            taken = self._publish([envelopes[number] for number in run])
-            self._settle([held[number] for number in run][:taken])
-            if taken < len(run):
-                raise UnavailableError(f"{self._shown}: {len(run) - taken} messages were not given back")
+        for run in batches([len(each.body) + OVERHEAD_BYTES for each in held], BATCH, BATCH_BYTES):
+            batch = self._lasting([held[number] for number in run])
+            if not batch:
+                continue
+            taken = self._publish([Envelope(each.body, delay_s, each.deliveries - 1) for each in batch])
+            self._settle(batch[:taken])
+            if taken < len(batch):
+                raise UnavailableError(f"{self._shown}: {len(batch) - taken} messages were not given back")
 
     def _settle(self, held: Sequence[Delivery]) -> None:
-        """Raises UnavailableError if some of them could not be ended just now; the others are."""
+        """But for those that are over by now. Raises UnavailableError if some could not be ended just now; the others are."""
         by_id = {lease_of(each).ack_id: lease_of(each) for each in held}
         for lease in [each for each in map(lease_of, held) if not each.ack_id]:
             lease.end()
@@ -309,7 +319,10 @@ class PubSubQueue:
         ids: list[str] = list(by_id)
         fault: BackendError | None = None
         for run in self._ack_batches(ids):
-            batch, passing = [ids[number] for number in run], set[str]()
+            now_s, passing = self._clock(), set[str]()
+            batch = [ids[number] for number in run if by_id[ids[number]].lasts(now_s)]
+            if not batch:
+                continue
             try:
                 self._acknowledge(batch)
             except MissingError:
@@ -341,6 +354,11 @@ class PubSubQueue:
             else:
                 held[id(token.lease)] = delivery
         return list(held.values())
+
+    def _lasting(self, held: Sequence[Delivery]) -> list[Delivery]:
+        """Of those that were held a while ago. Their tokens may be void by now, of somebody who extended them."""
+        now_s = self._clock()
+        return [each for each in held if lease_of(each).lasts(now_s)]
 
     @staticmethod
     def _ack_batches(ack_ids: Sequence[str]) -> Iterator[range]:

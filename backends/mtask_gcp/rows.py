@@ -254,7 +254,6 @@ class Writer:
                 if failed:
                     found.append((page, failed))
             taken |= tried - recorded  # by us, with the answer lost, or by somebody who did the same
-            tried = set()
             self._db.write(
                 [
                     self._attempt(known, page.task(offset), row.attempt, Value.wrap(row.line))
@@ -262,16 +261,16 @@ class Writer:
                     for offset, row in failed.items()
                 ]
             )
-            for page in self._take_out(known, found):
-                tried |= wanted[page.number]
+            refused = self._take_out(known, found)
+            tried = {page.task(o) for page, failed in found if page.number in refused for o in failed}
             taken |= {page.task(o) for page, failed in found for o in failed} - tried
             wanted = {number: indexes for number, indexes in wanted.items() if indexes & tried}
             if not wanted:
                 return taken
             next(waits)
 
-    def _take_out(self, known: Known, found: list[tuple[Page, dict[int, Failed]]]) -> Iterator[Page]:
-        """Those that others changed first."""
+    def _take_out(self, known: Known, found: list[tuple[Page, dict[int, Failed]]]) -> set[int]:
+        """The numbers of those that others changed first."""
         works, changes = [], []
         for page, failed in found:
             change = Change(page)
@@ -279,8 +278,7 @@ class Writer:
                 change.out(offset)
             works.append(Work(known, page.number, {}, {}))
             changes.append((works[-1], change))
-        left = {work.number for work in self._write(changes)}
-        return (page for page, _ in found if page.number in left)
+        return {work.number for work in self._write(changes)}
 
 
 def _waits(db: Database) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any
 from google.pubsub_v1 import types
 
 from mtask.errors import BackendError, UnusableError
+from mtask.registry import CHANGED, MADE, THERE
 from mtask_gcp.address import Address
 from mtask_gcp.client import Client, ExistsError, MissingError
 from mtask_gcp.names import address_of, physical, subscription_path, topic_path
@@ -33,7 +34,7 @@ _DELETED = "_deleted-topic_"
 def make_queue(url: str) -> list[tuple[str, str]]:
     """Make the topic and the subscription of the queue at `url`, and those of its dead letters, unless they are there already.
 
-    Returns, for each, (what, "made" | "was there" | "changed"). A subscription that is there is changed only where it
+    Returns, for each, (what, MADE | THERE | CHANGED). A subscription that is there is changed only where it
     could lose messages: kept for less than 7 days, removed when nobody uses it for a while, without a dead-letter policy. Its other
     settings are its owner's. Raises UsageError, UnusableError (no right to it), UnavailableError.
     """
@@ -142,8 +143,8 @@ def _make_topic(client: Client, address: Address, name: str, kind: str) -> tuple
                 request={"name": path, "labels": {LABEL: kind}}, timeout=REQUEST_S, retry=None
             )
     except ExistsError:
-        return what, "was there"
-    return what, "made"
+        return what, THERE
+    return what, MADE
 
 
 def _make_subscription(
@@ -154,8 +155,8 @@ def _make_subscription(
         with client.errors("pubsub.subscriptions.create", path):
             client.subscriber.create_subscription(request=wanted, timeout=REQUEST_S, retry=None)
     except ExistsError:
-        return what, _change(client, path, wanted) if change else "was there"
-    return what, "made"
+        return what, _change(client, path, wanted) if change else THERE
+    return what, MADE
 
 
 def _change(client: Client, path: str, wanted: dict[str, Any]) -> str:
@@ -173,11 +174,11 @@ def _change(client: Client, path: str, wanted: dict[str, Any]) -> str:
     if "dead_letter_policy" in wanted and not present.dead_letter_policy.dead_letter_topic:
         changes["dead_letter_policy"] = wanted["dead_letter_policy"]
     if not changes:
-        return "was there"
+        return THERE
     request = {"subscription": {"name": path, **changes}, "update_mask": {"paths": list(changes)}}
     with client.errors("pubsub.subscriptions.update", path):
         client.subscriber.update_subscription(request=request, timeout=REQUEST_S, retry=None)
-    return "changed"
+    return CHANGED
 
 
 def _look(client: Client, path: str) -> types.Subscription:

@@ -38,6 +38,11 @@ class Lease:
         with self._lock:
             return token.serial == self._serial and now_s < self.until_s
 
+    def lasts(self, now_s: float) -> bool:
+        """Is it held by this process, by whatever token? What was pushed is, until it is ended: nobody is asked to end it."""
+        with self._lock:
+            return now_s < self.until_s or (not self.ack_id and self.until_s != float("-inf"))
+
     def extended(self, until_s: float) -> Token:
         """The new token; the old ones are void."""
         with self._lock:

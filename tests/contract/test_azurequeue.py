@@ -321,10 +321,17 @@ def test_urls_that_can_not_be_used(url: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["azureq://mystorage:s3cret@host/reads", "azureq://mystorage/reads?sv=1&sig=s3cret"]
+    "url",
+    [
+        "azureq://mystorage:s3cret@host/reads",
+        "azureq://mystorage:s3cret/reads",
+        "azureq://mystorage/reads?sv=1&sig=s3cret",
+        "azureq://mystorage/reads#s3cret",
+        "azureq://mystorage/reads?x=s3cret",
+    ],
 )
 def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(UsageError, match="don't belong into a URL") as caught:
+    with pytest.raises(UsageError) as caught:
         AzureQueue.open(url)
     assert "s3cret" not in str(caught.value)
 

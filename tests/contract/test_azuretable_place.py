@@ -410,6 +410,19 @@ def test_what_has_expired_is_removed_by_whoever_makes_the_next_bag_that_will(tab
     assert table.counts("young").done == 151
 
 
+def test_a_blob_that_somebody_else_removes_meanwhile_ends_no_removal(
+    table: AzureTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = table._blobs.container()
+    for number in range(2):
+        container.upload_blob(f"uid/{number}", b"x")
+    names = ["uid/-", *container.list_blob_names()]
+    with monkeypatch.context() as patch:
+        patch.setattr(container, "list_blob_names", lambda **_: iter(names))
+        table._blobs.remove("uid")
+    assert list(container.list_blob_names()) == []
+
+
 def test_a_clock_that_is_wrong_here_makes_nothing_expire(
     table: AzureTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,25 @@ def test_a_row_that_is_replaced_while_it_is_retracted(url: str, table: Firestore
     assert sorted(kept) == [(0, "new"), (0, "old"), (1, "old"), (2, "old")]
 
 
+def test_what_had_no_row_is_not_retracted_when_others_change_its_page(
+    url: str, table: FirestoreTable
+) -> None:
+    table.create_bag(a_bag())
+    table.record([a_failed(1)])
+    with closing(open_table(url)) as slow:
+        news, once = [a_done(5)], slow._db._once
+
+        def overtaken(method: str, message: Any) -> Any:
+            if method == "batch_write":
+                table.record(news)
+                news.clear()
+            return once(method, message)
+
+        slow._db._once = overtaken  # type: ignore[method-assign]
+        assert slow.retract("bag", [1, 2, 3]) == {1}
+    assert list(assert_whole(table)) == [5]
+
+
 def test_what_was_never_attempted_is_kept_as_attempt_0(table: FirestoreTable) -> None:
     table.create_bag(a_bag())
     table.record([an_expired(0, attempt=0)])

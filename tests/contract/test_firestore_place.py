@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 
 import msgspec
@@ -318,6 +319,23 @@ def test_out_of_reach_and_back(firestore: str, monkeypatch: pytest.MonkeyPatch) 
             except UnavailableError:
                 assert time.monotonic() < deadline_s
         assert table.counts("bag").done == 1
+    wire.close()
+
+
+def test_close_waits_for_no_answer(firestore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, _, port = firestore.rpartition(":")
+    url, wire = create_table(), Wire(int(port))
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", f"{host}:{wire.port}")
+    table = open_table(url)
+    wire.deaf = True
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(list, table._db.stream(table._db.root, "none"))
+        wait([running], 0.5)
+        began_s = time.monotonic()
+        table.close()
+        assert time.monotonic() - began_s < 5
+        with pytest.raises(BackendError):
+            running.result(5)
     wire.close()
 
 

@@ -155,6 +155,50 @@ class TestFaults(QueueSteps):
         with proxy.rule(stand_still):
             assert queue.extend([held], lease_s=60) == ([], [held])
 
+    @pytest.mark.parametrize("delay_s", [0.3, 100])
+    def test_who_stood_still_leaves_what_is_delayed_to_others(
+        self, queue: PubSubQueue, proxy: Proxy, delay_s: float
+    ) -> None:
+        """What is due is not published anew, and what is early is not hidden, by one who holds it no more."""
+        ahead_s = 0.0
+        queue._clock = lambda: time.monotonic() + ahead_s
+
+        def stand_still(method: str, _: bytes) -> None:
+            nonlocal ahead_s
+            ahead_s += 15 if method == "Subscriber/Pull" else 0
+
+        queue.send([a_message()], delay_s=delay_s)
+        time.sleep(0.4)
+        before = len(proxy.called)
+        with proxy.rule(stand_still):
+            assert queue.receive(max_messages=1, lease_s=60, wait_s=1) == []
+        assert set(proxy.called[before:]) == {"Subscriber/Pull"}
+
+    def test_what_is_over_when_its_copy_was_published_is_not_ended(
+        self, queue: PubSubQueue, proxy: Proxy
+    ) -> None:
+        """Somebody else may hold it by then."""
+        ahead_s = 0.0
+        queue._clock = lambda: time.monotonic() + ahead_s
+
+        def slowly(method: str, _: bytes) -> None:
+            nonlocal ahead_s
+            ahead_s += 61 if method == "Publisher/Publish" else 0
+
+        queue.send([a_message()])
+        held = self.take(queue, lease_s=60)
+        before = len(proxy.called)
+        with proxy.rule(slowly):
+            queue.release(held)
+        assert proxy.called[before:] == ["Publisher/Publish"]
+        queue.send([a_message()], delay_s=0.3)
+        time.sleep(0.4)
+        before = len(proxy.called)
+        with proxy.rule(slowly):
+            queue._take(queue._requests.pull(queue.subscription, 10, 3), 60, queue._clock() + 10)
+        assert "Publisher/Publish" in proxy.called[before:]
+        assert "Subscriber/Acknowledge" not in proxy.called[before:]
+
     def test_answers_that_come_at_once_with_nothing_are_no_reason_to_spin(
         self, queue: PubSubQueue, proxy: Proxy
     ) -> None:
@@ -166,6 +210,31 @@ class TestFaults(QueueSteps):
             began_s = time.monotonic()
             assert queue.receive(max_messages=1, lease_s=5, wait_s=10) == []
             assert time.monotonic() - began_s < 5
+
+    def test_who_is_woken_between_two_requests_begins_no_other(
+        self, queue: PubSubQueue, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It might take messages for a worker that stops."""
+        pause = queue._pause
+
+        def woken(seconds: float, woken: int) -> None:
+            queue.wake()
+            pause(seconds, woken)
+
+        monkeypatch.setattr(queue, "_pause", woken)
+        with proxy.rule(refuse("Subscriber/Pull", answer=b"")):
+            before = len(proxy.called)
+            assert queue.receive(max_messages=1, lease_s=5, wait_s=10) == []
+        assert proxy.called[before:] == ["Subscriber/Pull"]
+
+    def test_after_the_last_close_there_is_no_new_connection(self, queue: PubSubQueue) -> None:
+        lane = queue.lane("b")
+        queue.close()
+        lane.send([a_message()])
+        lane.close()
+        with pytest.raises(BackendError, match="closed"):
+            queue._requests.pull(queue.subscription, 1, 1)
+        assert queue._requests.client._channel is None
 
     # -- exactly-once delivery ----------------------------------------------------------------------
 
@@ -328,6 +397,21 @@ def test_doctor_at_an_emulator_changes_nothing(url: str, proxy: Proxy) -> None:
     assert not [each for each in found.values() if each.ok is False]
     assert findings(url) == found
     assert [how for _, how in make_queue(url)] == ["was there"] * 4
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_doctor_makes_nothing_where_it_may_not_look(pubsub: Emulator, proxy: Proxy, there: bool) -> None:
+    url = pubsub.url()
+    if there:
+        make_queue(url)
+    before = len(proxy.called)
+    with proxy.rule(refuse("Subscriber/GetSubscription", answer=DENIED)):
+        found = findings(url)
+    assert not {"Publisher/CreateTopic", "Subscriber/CreateSubscription"} & set(proxy.called[before:])
+    assert found["pubsub.subscriptions.get"].ok is False
+    for permission in ("pubsub.topics.create", "pubsub.subscriptions.create"):
+        assert found[permission].ok is None
+        assert "can't be told" in found[permission].text
 
 
 def test_doctor_where_nothing_is(pubsub: Emulator, proxy: Proxy) -> None:

@@ -216,6 +216,28 @@ def test_one_that_is_told_to_stop_gives_back_what_it_runs(endpoint: Endpoint) ->
     assert bag.counts().ended == 0
 
 
+def test_one_that_is_told_to_stop_answers_first(tmp_path: Path) -> None:
+    """Else what it has done, or published anew, is pushed again. Here it is told so when nothing runs any more."""
+    port, log = free_port(), tmp_path / "log"
+    place = f"http://127.0.0.1:{port}/"
+    program = """if True:
+        import os, signal, sys
+        from mtask_gcp import push
+        def run(*_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return push._Answer(push.DONE)
+        push._run = run
+        sys.exit(push.main())
+    """
+    body = json.dumps({"message": {"data": ""}, "subscription": "s"}).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORT", str(port))
+        with running([sys.executable, "-c", program], lambda: answers(place), log) as server:
+            with urllib.request.urlopen(urllib.request.Request(place, body), timeout=30) as answer:
+                assert answer.status == 204
+            assert server.wait(10) == 0
+
+
 def test_users_code_runs_without_the_clients_of_google(endpoint: Endpoint) -> None:
     bag = endpoint.submit("loaded", 1)
     (body,) = endpoint.messages()
