@@ -180,6 +180,10 @@ class Submits(Service):
                     said = self._patiently(msgspec.json.decode(request, type=Submission | Page))
                 except MtaskError as error:
                     said = Answer(type(error).__name__, str(error))
+                except Exception as error:  # whatever a task sends, it ends no worker
+                    said = Answer(
+                        "MtaskError", f"the worker can't do this: {type(error).__name__}: {error}"[:4096]
+                    )
                 answer(msgspec.json.encode(said))
 
     def _send_when_done(self, bag: Bag) -> None:
