@@ -290,7 +290,7 @@ def _ready(queue: Queue, table: Table, bag: Bag) -> tuple[Log, int]:
             except KeyError:
                 return log, version
             with table.transaction(queue):
-                _settle(queue, table, bag, log, block, check=True)
+                _settle(queue, table, bag, block, check=True)
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, POLL_S[1])
         log, version = _read(table, _name(bag), Log)
@@ -306,7 +306,7 @@ def _store(
         return False
     table.put_blocks([block])
     there = table.block(bag.name, block.number)
-    _settle(queue, table, bag, claimed, there, check=bool(log.claims), grown=grown)
+    _settle(queue, table, bag, there, check=bool(log.claims), grown=grown)
     return _owner(claimed, there) == claim
 
 
@@ -315,13 +315,15 @@ def _owner(log: Log, block: Block) -> Claim | None:
     return next((claim for claim in log.claims if claim.block == digest), None)
 
 
-def _settle(
-    queue: Queue, table: Table, bag: Bag, log: Log, block: Block, *, check: bool, grown: int = 0
-) -> None:
+def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, grown: int = 0) -> None:
     """The block is there: see to it that its tasks are counted and sent, and make room for the next one.
 
-    Any number may do this at a time, and any of them may be killed: the log is moved on last.
+    Any number may do this at a time, and any of them may be killed: the log is moved on last. Who comes late may find
+    that others have claimed the block, too, stored it, and settled it: so the log is read anew.
     """
+    log = _read(table, _name(bag), Log)[0]
+    if log.block != block.number:
+        return
     owner = _owner(log, block)
     if owner is None:
         raise BackendError(
@@ -330,7 +332,14 @@ def _settle(
     table.update_bag(bag.name, total=block.first + block.count)
     # Read after the block was stored: of a generation that ends before this, `retry` sends the block.
     send_all(
-        queue, _messages(table.bag(bag.name), block, queue.limits.message_bytes, check=check, grown=grown)
+        queue,
+        _messages(
+            table.bag(bag.name),
+            block,
+            queue.limits.message_bytes,
+            check=check or len(log.claims) > 1,
+            grown=grown,
+        ),
     )
     _advance(table, bag, owner.submit, Progress(owner.digest, owner.through, owner.whole))
     while True:
