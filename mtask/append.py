@@ -235,7 +235,7 @@ def add(
                 "others now: a task that submits so many must submit the same ones each time"
             )
         if log.sealed:
-            raise UsageError(f"the bag {bag.name!r} is sealed: nothing can be added to it")
+            raise _is_sealed(bag)
         if known is not None:
             known.catch_up(table, bag, log.block)
         block, through, whole = rest.next_block(bag, log, progress.through, known)
@@ -257,10 +257,16 @@ def seal(queue: Queue, table: Table, bag: Bag) -> None:
         raise UsageError(f"the bag {bag.name!r} isn't open: it was submitted as a whole, without --open")
     while True:
         log, version = _ready(queue, table, bag)
-        if log.sealed or table.swap(_name(bag), _encode(msgspec.structs.replace(log, sealed=True)), version):
+        # Claims that are left have no block yet: whoever stores one after this is told that he comes too late.
+        sealed = msgspec.structs.replace(log, sealed=True, claims=())
+        if log.sealed or table.swap(_name(bag), _encode(sealed), version):
             break
     if table.bag(bag.name).state is not BagState.RESENDING:  # else that `retry` goes on, and ends with it
         table.update_bag(bag.name, state=BagState.SEALED, total=log.first, sent=log.first)
+
+
+def _is_sealed(bag: Bag) -> UsageError:
+    return UsageError(f"the bag {bag.name!r} is sealed: nothing can be added to it")
 
 
 def is_open(table: Table, bag: Bag) -> bool:
@@ -325,6 +331,8 @@ def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, 
     if log.block != block.number:
         return
     owner = _owner(log, block)
+    if owner is None and log.sealed:
+        raise _is_sealed(bag)
     if owner is None:
         raise BackendError(
             f"block {block.number} of bag {bag.name!r} is nobody's; `mtask repair` can't mend that"

@@ -12,6 +12,7 @@ import pytest
 import mtask
 from mtask import append
 from mtask.bag import BagHandle
+from mtask.errors import UsageError
 from mtask.manager import connect
 from tests.unit.worker_kit import Wrapper
 
@@ -68,3 +69,20 @@ def test_a_block_that_another_settled_meanwhile_is_not_sent_again(slow: Slow) ->
     assert slow.rows() == [[[0]], [[1]], [[2]]]
     assert slow.bag.counts().total == 3
     assert sum(slow.other.queue.depth()) == 3
+
+
+def test_who_stores_a_block_after_the_bag_was_sealed_comes_too_late(slow: Slow) -> None:
+    slow.meanwhile(before=slow.bag.seal)
+    with pytest.raises(UsageError, match="the bag 'feed' is sealed: nothing can be added to it"):
+        submit(slow.manager, 1)
+    assert slow.bag.counts().total == 1
+    assert [task.index for task in slow.bag.tasks()] == [0]
+    assert sum(slow.other.queue.depth()) == 1
+
+
+def test_a_block_that_is_stored_when_the_bag_is_sealed_is_in_it(slow: Slow) -> None:
+    slow.meanwhile(after=slow.bag.seal)
+    submit(slow.manager, 1)
+    assert slow.rows() == [[[0]], [[1]]]
+    assert slow.bag.counts().total == 2
+    assert sum(slow.other.queue.depth()) == 2
