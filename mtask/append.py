@@ -235,7 +235,7 @@ def add(
                 "others now: a task that submits so many must submit the same ones each time"
             )
         if log.sealed:
-            raise UsageError(f"the bag {bag.name!r} is sealed: nothing can be added to it")
+            raise _is_sealed(bag)
         if known is not None:
             known.catch_up(table, bag, log.block)
         block, through, whole = rest.next_block(bag, log, progress.through, known)
@@ -257,10 +257,16 @@ def seal(queue: Queue, table: Table, bag: Bag) -> None:
         raise UsageError(f"the bag {bag.name!r} isn't open: it was submitted as a whole, without --open")
     while True:
         log, version = _ready(queue, table, bag)
-        if log.sealed or table.swap(_name(bag), _encode(msgspec.structs.replace(log, sealed=True)), version):
+        # Claims that are left have no block yet: whoever stores one after this is told that he comes too late.
+        sealed = msgspec.structs.replace(log, sealed=True, claims=())
+        if log.sealed or table.swap(_name(bag), _encode(sealed), version):
             break
     if table.bag(bag.name).state is not BagState.RESENDING:  # else that `retry` goes on, and ends with it
         table.update_bag(bag.name, state=BagState.SEALED, total=log.first, sent=log.first)
+
+
+def _is_sealed(bag: Bag) -> UsageError:
+    return UsageError(f"the bag {bag.name!r} is sealed: nothing can be added to it")
 
 
 def is_open(table: Table, bag: Bag) -> bool:
@@ -290,7 +296,7 @@ def _ready(queue: Queue, table: Table, bag: Bag) -> tuple[Log, int]:
             except KeyError:
                 return log, version
             with table.transaction(queue):
-                _settle(queue, table, bag, log, block, check=True)
+                _settle(queue, table, bag, block, check=True)
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, POLL_S[1])
         log, version = _read(table, _name(bag), Log)
@@ -306,7 +312,7 @@ def _store(
         return False
     table.put_blocks([block])
     there = table.block(bag.name, block.number)
-    _settle(queue, table, bag, claimed, there, check=bool(log.claims), grown=grown)
+    _settle(queue, table, bag, there, check=bool(log.claims), grown=grown)
     return _owner(claimed, there) == claim
 
 
@@ -315,14 +321,18 @@ def _owner(log: Log, block: Block) -> Claim | None:
     return next((claim for claim in log.claims if claim.block == digest), None)
 
 
-def _settle(
-    queue: Queue, table: Table, bag: Bag, log: Log, block: Block, *, check: bool, grown: int = 0
-) -> None:
+def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, grown: int = 0) -> None:
     """The block is there: see to it that its tasks are counted and sent, and make room for the next one.
 
-    Any number may do this at a time, and any of them may be killed: the log is moved on last.
+    Any number may do this at a time, and any of them may be killed: the log is moved on last. Who comes late may find
+    that others have claimed the block, too, stored it, and settled it: so the log is read anew.
     """
+    log = _read(table, _name(bag), Log)[0]
+    if log.block != block.number:
+        return
     owner = _owner(log, block)
+    if owner is None and log.sealed:
+        raise _is_sealed(bag)
     if owner is None:
         raise BackendError(
             f"block {block.number} of bag {bag.name!r} is nobody's; `mtask repair` can't mend that"
@@ -330,7 +340,14 @@ def _settle(
     table.update_bag(bag.name, total=block.first + block.count)
     # Read after the block was stored: of a generation that ends before this, `retry` sends the block.
     send_all(
-        queue, _messages(table.bag(bag.name), block, queue.limits.message_bytes, check=check, grown=grown)
+        queue,
+        _messages(
+            table.bag(bag.name),
+            block,
+            queue.limits.message_bytes,
+            check=check or len(log.claims) > 1,
+            grown=grown,
+        ),
     )
     _advance(table, bag, owner.submit, Progress(owner.digest, owner.through, owner.whole))
     while True:

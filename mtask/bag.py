@@ -159,9 +159,11 @@ class BagHandle:
 
     def tasks(self) -> Iterator[Task]:
         """All tasks with their parameters, in order; streams."""
-        columns = self.info.columns
+        info = self.info
         for block in self._manager.table.blocks(self.name):
-            yield from block.tasks(columns)
+            if info.endless and block.first >= info.total:
+                return  # being added just now, or too late for that
+            yield from block.tasks(info.columns)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Parameters and results, one row a task that has ended; a dict's keys become columns."""

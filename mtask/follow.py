@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from mtask.model import Block, Result, State
 
 if TYPE_CHECKING:
     from mtask.bag import BagHandle
+    from mtask.table import Table
 
 __all__ = ["follow", "print_followed"]
 
@@ -42,7 +43,8 @@ class _Given:
         self._first = 0
         """The first that wasn't."""
         self.count = 0
-        self.failed: set[int] = set()
+        self.failed: dict[int, float | None] = {}
+        """When those ended, by which their rows are told from those of a later attempt."""
 
     def add(self, result: Result) -> bool:
         """False: it was given before."""
@@ -54,16 +56,16 @@ class _Given:
         self._given[index] = 1
         self.count += 1
         if result.state is not State.DONE:
-            self.failed.add(index)
+            self.failed[index] = result.finished_at
         return True
 
     def take_back(self, indexes: Collection[int]) -> None:
-        """These have no row any more."""
+        """These have no row any more, or another one."""
         for index in indexes:
             self._given[index] = 0
             self._first = min(self._first, index)
+            del self.failed[index]
         self.count -= len(indexes)
-        self.failed.difference_update(indexes)
 
     def missing(self, total: int) -> tuple[int, list[int] | None]:
         """The first that is missing, and all of them if they are few."""
@@ -96,8 +98,11 @@ def follow(
             time.monotonic(),
             given.count,
         )
-        if there < given.count:  # a retry takes the rows of failed tasks out, and they come again
-            given.take_back(given.failed - table.recorded(bag.name, given.failed))
+        failed = sum(getattr(counts, state) for state in wanted if state is not State.DONE)
+        if (
+            failed < len(given.failed) or over
+        ):  # a retry takes the rows of failed tasks out, and they come again
+            given.take_back(_sent_again(table, bag.name, given.failed))
         if there > given.count or over:
             first, missing = given.missing(counts.total)
             if missing is None:
@@ -110,6 +115,16 @@ def follow(
         took_s = time.monotonic() - began_s
         pause_s = PAUSE_S[0] if given.count > before else min(PAUSE_GROWTH * pause_s, PAUSE_S[1])
         time.sleep(max(pause_s, SHARE * took_s))
+
+
+def _sent_again(table: Table, bag: str, failed: Mapping[int, float | None]) -> list[int]:
+    """Of failed tasks (index → when it ended), those that have no longer that row."""
+    left, indexes = dict(failed), sorted(failed)
+    for start in range(0, len(indexes), FEW):
+        for row in table.results(bag, indexes=indexes[start : start + FEW]):
+            if row.state is not State.DONE and failed[row.index] == row.finished_at:
+                del left[row.index]
+    return list(left)
 
 
 class _Parameters:

@@ -62,13 +62,14 @@ def _begin(table: Table, bag: Bag) -> tuple[bool, Bag]:
     generation = bag.generation
     if bag.state is BagState.CANCELLED:
         generation += 1  # messages of before the cancel are void from here on: they may be anywhere
+    # Also of a sealed one: it may have been open when that one was killed.
+    marked = bag.endless and mark_resending(table, bag, True)
     if is_open(table, bag):
-        marked = mark_resending(table, bag, True)
         if bag.state is BagState.CANCELLED:
             table.update_bag(bag.name, state=BagState.OPEN, generation=generation)
         return marked or bag.state is BagState.CANCELLED, table.bag(bag.name)
     table.update_bag(bag.name, state=BagState.RESENDING, generation=generation)
-    return bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
+    return marked or bag.state in (BagState.CANCELLED, BagState.RESENDING), table.bag(bag.name)
 
 
 def _end(table: Table, bag: Bag) -> None:

@@ -17,6 +17,39 @@ TAIL_BYTES = 16 * 1024
 
 Kind = Literal["call", "run", "shell", "command"]
 
+_WHOLE = (
+    "retries",
+    "max_deliveries",
+    "memory_bytes",
+    "gpus",
+    "priority",
+    "max_running",
+    "per_message",
+    "growth",
+    "tail_bytes",
+)
+_NUMBERS = (
+    "timeout_s",
+    "lease_s",
+    "backoff_s",
+    "backoff_max_s",
+    "expires_s",
+    "keep_s",
+    "not_before_at",
+    "cpus",
+    "rate",
+)
+_OPTIONAL = {
+    "memory_bytes",
+    "max_running",
+    "per_message",
+    "timeout_s",
+    "expires_s",
+    "keep_s",
+    "not_before_at",
+    "rate",
+}
+
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the tasks of a bag have in common: what to run, and how.
@@ -84,6 +117,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """So much of the end of what an attempt prints is kept, of stdout and of stderr."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if len(self.target) != {"call": 1, "shell": 1, "command": 0}.get(self.kind, len(self.target)):
             raise ValueError(f"a spec of kind {self.kind!r} can't have the target {self.target!r}")
         if self.kind == "run" and not self.target:
@@ -117,6 +151,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("tail_bytes must be 0 or more")
         if self.backoff_s < 0 or self.backoff_max_s < self.backoff_s:
             raise ValueError("backoff_s must be 0 or more, and backoff_max_s at least as much")
+
+    def _check_numbers(self) -> None:
+        """What JSON can't hold would be stored as something else, and not be read again."""
+        for names, kind, wanted in ((_WHOLE, int, "a whole number"), (_NUMBERS, (int, float), "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in _OPTIONAL:
+                    continue
+                if not isinstance(value, kind) or isinstance(value, bool) or not abs(value) <= MOST:
+                    raise ValueError(f"{name} must be {wanted}, at most 2**53, not {value!r}")
 
     @property
     def staged(self) -> bool:

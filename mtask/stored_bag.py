@@ -11,7 +11,7 @@ import msgspec
 from mtask.errors import SchemaError
 from mtask.model import Bag, BagState
 
-__all__ = ["TRIES", "bag_of", "changed", "made", "now_of", "pause", "tries"]
+__all__ = ["TRIES", "bag_of", "changed", "made", "name_in", "now_of", "pause", "tries", "unreadable"]
 
 TRIES = 60
 """Of a change of what others change at the same time; each time one of them gets through."""
@@ -28,6 +28,10 @@ class _Now(msgspec.Struct, frozen=True):
     total: int
     sent: int
     digest: str
+
+
+class _Named(msgspec.Struct):
+    name: str = "?"
 
 
 _decode_now = msgspec.json.Decoder(_Now).decode
@@ -48,10 +52,21 @@ def bag_of(body: bytes, now: bytes | str | None, name: str) -> Bag:
     try:
         bag, parts = _decode_bag(body), _decode_now(now or b"")
     except msgspec.DecodeError as error:
-        raise SchemaError(
-            f"the bag {name!r} can't be read, a newer mtask may have made it: {error}"
-        ) from None
+        raise unreadable(name, error) from None
     return msgspec.structs.replace(bag, **msgspec.structs.asdict(parts))
+
+
+def unreadable(name: str, error: Exception) -> SchemaError:
+    """Of a bag's name or, where only that is at hand, of the body."""
+    return SchemaError(f"the bag {name!r} can't be read, a newer mtask may have made it: {error}")
+
+
+def name_in(body: bytes) -> str:
+    """Of a body that may not be a bag's."""
+    try:
+        return msgspec.json.decode(body, type=_Named).name
+    except msgspec.DecodeError:
+        return "?"
 
 
 def changed(

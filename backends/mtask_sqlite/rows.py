@@ -13,6 +13,7 @@ import msgspec
 from mtask.errors import BackendError
 from mtask.model import Bag, BagState, Result, State
 from mtask.portion import Portion, prefix_of
+from mtask.stored_bag import name_in, unreadable
 from mtask_sqlite.schema import INDEX_BITS
 
 __all__ = [
@@ -164,8 +165,12 @@ def next_limit(rows: Sequence[tuple[Any, ...]]) -> int:
 
 
 def bag_of(row: tuple[bytes, str, int, int, int, str]) -> Bag:
-    """The bag as it is now, from its body as created and what has changed since."""
+    """The bag as it is now, from its body as created and what has changed since. Raises SchemaError."""
     body, state, generation, total, sent, digest = row
+    try:
+        bag, now = _decode_bag(body), BagState(state)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise unreadable(name_in(body), error) from None
     return msgspec.structs.replace(
-        _decode_bag(body), state=BagState(state), generation=generation, total=total, sent=sent, digest=digest
+        bag, state=now, generation=generation, total=total, sent=sent, digest=digest
     )

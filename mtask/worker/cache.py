@@ -164,7 +164,11 @@ class Cache:
         if verify:
             with self._guarded(fcntl.LOCK_EX):
                 gone = self._away(place)
-            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(
+                BlockingIOError
+            ):  # a task still uses it: the next one to make room after that removes it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(gone, ignore_errors=True)
         os.close(lock)
         return None
 
@@ -355,10 +359,11 @@ def _is_right(place: Path) -> bool:
             file.looks = _looks(path)
             if _digest(path) != file.digest:
                 return False
-        meta.verified_at = time.time()
-        _write(place / "meta", meta)
     except OSError:
         return False
+    meta.verified_at = time.time()
+    with suppress(OSError):  # no room to say so: it is right all the same
+        _write(place / "meta", meta)
     return True
 
 

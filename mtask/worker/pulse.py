@@ -8,8 +8,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import mtask
-from mtask.errors import BackendError
+from mtask.errors import BackendError, SchemaError
 from mtask.model import Running, WorkerStatus
 from mtask.table import Table
 from mtask.worker.runner import HOSTNAME
@@ -68,7 +70,7 @@ class Pulse(Service):
                     self._clean_now_and_then()
                     self._worker.cancelled(self._worker.bags.refresh(self._worker.bags_in_use()))
                     if not self._looked:
-                        self._worker.submits.look_whether_any_is_done(self._table.bags())
+                        self._look_at_all_bags()
                         self._looked = True
                     for bag in self._worker.bags.known():  # who wrote its last row may have died then
                         self._worker.submits.look_whether_done(bag)
@@ -82,6 +84,15 @@ class Pulse(Service):
                 return
             self._wake.wait(min(self._beat_s, LOOK_S))
             self._wake.clear()
+
+    def _look_at_all_bags(self) -> None:
+        """A bag that this version can't read is no reason to leave the others alone."""
+        try:
+            self._worker.submits.look_whether_any_is_done(self._table.bags())
+        except (SchemaError, msgspec.MsgspecError, ValueError) as error:
+            self._worker.notes.once(
+                f"whether any bag waits only for the task that comes after it can't be seen: {error}"
+            )
 
     def _beat_if_due(self) -> None:
         soon, self._soon = self._soon, False

@@ -56,7 +56,10 @@ class Stage:
                     raise _failed("input", name, url, error) from error
             for name, url in outputs.items():
                 paths[name] = self._place(name, url)
-                os.makedirs(os.path.dirname(paths[name]))
+                try:
+                    os.makedirs(os.path.dirname(paths[name]))
+                except OSError as error:
+                    raise _failed("output", name, url, error) from error
         except BaseException:
             self.close()
             raise
@@ -69,7 +72,11 @@ class Stage:
             path = self._place(name, url)
             if not os.path.lexists(path):
                 raise StageError(_failure(f"output {name!r}: the task wrote nothing to it, for {shown(url)}"))
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            try:
+                is_file = stat.S_ISREG(os.stat(path).st_mode)
+            except OSError as error:  # as of a link that leads nowhere
+                raise _failed("output", name, url, error) from error
+            if not is_file:
                 raise StageError(_failure(f"output {name!r}: the task made no file of it, for {shown(url)}"))
         with _undisturbed():
             for name, url in outputs.items():

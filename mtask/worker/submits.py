@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue as stdlib_queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,13 @@ __all__ = ["Submits", "asked", "next_results"]
 
 MOST_BYTES = 64 * 1024 * 1024
 LONGEST_PAUSE_S = 10.0
+LOOK_S = 0.5
+"""Between two looks at which bags are done, if the table has no longer `poll_s`: they may cost something, and take a while."""
+
+
+Request = tuple[bytes, Callable[[bytes], None]]
+"""And who gets the answer."""
+_WAKE: Request = (b"", lambda _: None)
 
 
 class Page(msgspec.Struct, frozen=True, tag="page"):
@@ -130,21 +138,27 @@ class Submits(Service):
         super().__init__("submits")
         self._queue, self._table, self._notes, self._allowed = queue, table, notes, allowed
         self._known: dict[str, Known] = {}
-        self._requests: stdlib_queue.SimpleQueue[tuple[bytes, Callable[[bytes], None]] | Bag | None] = (
-            stdlib_queue.SimpleQueue()
-        )
-        self._stopped, self._starting = threading.Event(), threading.Lock()
+        self._requests: stdlib_queue.SimpleQueue[Request | None] = stdlib_queue.SimpleQueue()
+        self._due: dict[str, Bag] = {}
+        """By uid: those that are to be looked at."""
+        self._look_s: float = max(LOOK_S, getattr(table, "poll_s", 0.0))
+        self._stopped, self._changing = threading.Event(), threading.Lock()
         self._over: set[str] = set()
         """The bags, by uid, whose last task was sent."""
 
     def put(self, request: bytes, answer: Callable[[bytes], None]) -> None:
         """`answer` is called by another thread."""
-        self._put((request, answer))
+        self._start_once()
+        self._requests.put((request, answer))
 
     def look_whether_done(self, bag: Bag) -> None:
         """Tasks of it have ended: send the one that comes after all, if it is time."""
         if bag.spec.then and bag.uid not in self._over and self._queue.limits.workers_send:
-            self._put(bag)
+            self._start_once()
+            with self._changing:
+                first, self._due[bag.uid] = not self._due, bag
+            if first:
+                self._requests.put(_WAKE)
 
     def look_whether_any_is_done(self, bags: Sequence[Bag]) -> None:
         """The same for all bags that there are, as at the start of a worker: those before it may all have died."""
@@ -153,11 +167,10 @@ class Submits(Service):
             if bag.spec.then and states.get(then_name(bag.name)) is not BagState.SEALED:
                 self.look_whether_done(bag)
 
-    def _put(self, item: tuple[bytes, Callable[[bytes], None]] | Bag) -> None:
-        with self._starting:
+    def _start_once(self) -> None:
+        with self._changing:
             if not self.ident:
                 self.start()
-        self._requests.put(item)
 
     def abandon(self) -> None:
         """Of those who wait for an answer, nobody is there any more."""
@@ -171,16 +184,40 @@ class Submits(Service):
             super().join(timeout)
 
     def work(self) -> None:
-        while (item := self._requests.get()) is not None:
-            if isinstance(item, Bag):
-                self._send_when_done(item)
-            elif not self._stopped.is_set():
-                request, answer = item
-                try:
-                    said = self._patiently(msgspec.json.decode(request, type=Submission | Page))
-                except MtaskError as error:
-                    said = Answer(type(error).__name__, str(error))
-                answer(msgspec.json.encode(said))
+        """Requests of tasks go first, for they wait."""
+        now: list[Bag] = []
+        again_s = 0.0  # then there may be another look
+        while True:
+            if not now and self._due and time.monotonic() >= again_s:
+                now = self._take_due()
+                again_s = time.monotonic() + self._look_s
+            wait_s = 0.0 if now else max(0.0, again_s - time.monotonic()) if self._due else None
+            try:
+                item = self._requests.get(timeout=wait_s)
+            except stdlib_queue.Empty:
+                if now:
+                    self._send_when_done(now.pop())
+                continue
+            if item is None:
+                break
+            if item is not _WAKE and not self._stopped.is_set():
+                self._answer(*item)
+        for bag in {bag.uid: bag for bag in (*now, *self._take_due())}.values():
+            self._send_when_done(bag)
+
+    def _take_due(self) -> list[Bag]:
+        with self._changing:
+            due, self._due = self._due, {}
+        return list(due.values())
+
+    def _answer(self, request: bytes, answer: Callable[[bytes], None]) -> None:
+        try:
+            said = self._patiently(msgspec.json.decode(request, type=Submission | Page))
+        except MtaskError as error:
+            said = Answer(type(error).__name__, str(error))
+        except Exception as error:  # whatever a task sends, it ends no worker
+            said = Answer("MtaskError", f"the worker can't do this: {type(error).__name__}: {error}"[:4096])
+        answer(msgspec.json.encode(said))
 
     def _send_when_done(self, bag: Bag) -> None:
         try:

@@ -217,6 +217,20 @@ def test_a_newer_schema_is_refused(url: str, path: str) -> None:
         open_table(url)
 
 
+def test_a_bag_that_cant_be_read_is_named(url: str, path: str) -> None:
+    with closing(open_table(url)) as table:
+        table.create_bag(a_bag("odd"))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(
+                'UPDATE bag SET body = replace(CAST(body AS TEXT), \'"spec":{\', \'"spec":{"retries":null,\')'
+            )
+        for read in (table.bags, lambda: table.bag("odd")):
+            with pytest.raises(
+                SchemaError, match="the bag 'odd' can't be read, a newer mtask may have made it"
+            ):
+                read()
+
+
 def test_an_older_schema_is_refused(url: str, path: str) -> None:
     open_table(url).close()
     with closing(sqlite3.connect(path)) as connection:

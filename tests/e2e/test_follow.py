@@ -102,6 +102,30 @@ def test_a_task_that_is_tried_again_comes_again(mt) -> None:
     assert [(row.index, row.state) for row in came] == [(1, "done")]
 
 
+@pytest.mark.parametrize("again", ["after", "at once", "failed"])
+def test_a_task_that_is_tried_again_comes_again_though_as_many_others_end(
+    mt, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = mt.submit([{"x": n} for n in range(4)], call="m:same", bag="b")
+    mt.table.record([a_failed(0, bag="b", finished_at=1.0), a_done(1, bag="b")])
+    last = [a_done(3, bag="b")]
+
+    def retry() -> None:
+        bag.retry()
+        mt.table.record([a_done(2, bag="b")])
+        if again == "at once":
+            mt.table.record([a_done(0, bag="b", finished_at=2.0)])
+        elif again == "failed":
+            mt.table.record([a_failed(0, bag="b", finished_at=2.0)])
+        else:
+            last.append(a_done(0, bag="b", finished_at=2.0))
+
+    steps = [retry, lambda: mt.table.record(last)]
+    monkeypatch.setattr(follow.time, "sleep", lambda _s: steps and steps.pop(0)())
+    ended = [(row.index, row.finished_at) for row in bag.follow() if row.index == 0]
+    assert ended == [(0, 1.0), (0, 2.0)]
+
+
 @pytest.mark.parametrize("few", [5, 1000])
 def test_each_comes_once_in_whatever_order_they_end(mt, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "FEW", few)

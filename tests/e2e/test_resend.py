@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import msgspec
 import pytest
 
 import mtask
+from mtask import resend
 from mtask.model import BagState, Message, State
+from mtask.testing.samples import a_failed
 
 
 @pytest.fixture
@@ -168,6 +171,32 @@ def test_a_retry_that_was_killed_is_gone_on_with(bag, verb):
         assert set(rows) == set(range(20))
         assert all(rows[index] is State.DONE for index in range(10))
         assert mt.bag("b").info.state is BagState.SEALED
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_retry_of_an_open_bag_that_was_killed_is_gone_on_with(command, monkeypatch, sealed):
+    """Killed after it took the row out; then the bag may be sealed."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_args):
+        raise Killed
+
+    with mtask.connect() as mt:
+        bag = mt.submit([{"x": 1}], run="echo {x}", bag="b", open=True)
+        messages(mt)
+        mt.table.record([a_failed(0, bag="b")])
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(mt.table, "transaction", lambda _queue: contextlib.nullcontext())
+            patch.setattr(resend, "_send", killed)
+            bag.retry()
+        if sealed:
+            bag.seal()
+        assert bag.retry() == 1
+        assert [message.first for message in messages(mt)] == [0]
+        assert bag.retry() == 0
+        assert bag.info.state is (BagState.SEALED if sealed else BagState.OPEN)
 
 
 def test_an_open_bag_is_not_retried(command):

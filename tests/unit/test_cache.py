@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtask.errors import UsageError
+from mtask.worker import cache as module
 from mtask.worker.cache import VERIFY_S, Cache, version_of
 
 fsspec = pytest.importorskip("fsspec")
@@ -102,6 +103,37 @@ def test_a_damaged_file_is_fetched_anew(cache: Cache, store: Path, fetches: list
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert get(cache, url) == b"right"
     assert fetches == ["db.fa"] * 2
+
+
+def test_what_is_damaged_stays_until_nobody_uses_it(cache: Cache, store: Path) -> None:
+    url = put(store, "db.fa", b"right")
+    use = cache.use(url)
+    held = os.open(Path(use.path).parents[1], os.O_RDONLY | os.O_DIRECTORY)
+    Path(use.path).chmod(0o600)
+    Path(use.path).write_bytes(b"wrong")
+    assert get(cache, url) == b"right"
+    assert os.listdir(f"/proc/self/fd/{held}/data") == ["db.fa"]
+    assert len(list((cache.folder / "tmp").iterdir())) == 1
+    use.close()
+    get(cache, put(store, "other.fa", b"other"))
+    assert not list((cache.folder / "tmp").iterdir())
+    os.close(held)
+
+
+def test_no_room_to_note_that_a_file_is_right_is_no_damage(
+    cache: Cache, store: Path, fetches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(store, "db.fa", b"right")
+    use = cache.use(url)
+    os.utime(use.path)
+
+    def write(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_write", write)
+    assert get(cache, url) == b"right"
+    assert Path(use.path).read_bytes() == b"right"
+    assert fetches == ["db.fa"]
 
 
 def test_a_file_that_was_only_touched_is_not(cache: Cache, store: Path, fetches: list[str]) -> None:

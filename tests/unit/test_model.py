@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import msgspec
@@ -171,6 +172,26 @@ def test_a_spec_that_makes_no_sense_cant_be_built(fields: dict[str, Any]) -> Non
         Spec(**fields)
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(msgspec.json.encode(fields), type=Spec)
+
+
+_NUMBERS = [
+    field
+    for field in msgspec.structs.fields(Spec)
+    if field.type in (int, float, int | None, float | None, "int", "float", "int | None", "float | None")
+]
+
+
+@pytest.mark.parametrize("field", _NUMBERS, ids=lambda field: field.name)
+def test_a_spec_takes_no_number_that_could_not_be_stored(field: msgspec.structs.FieldInfo) -> None:
+    """Infinity would be stored as null, which can't be read again, or means something else."""
+    bad = [math.inf, -math.inf, math.nan, 2**80, "3", True]
+    for value in [*bad, 1.5] if "int" in str(field.type) else bad:
+        with pytest.raises(ValueError, match=rf"^{field.name} must be a (whole )?number"):
+            Spec(kind="shell", target=("x",), **{field.name: value})
+
+
+def test_all_numbers_of_a_spec_are_known() -> None:
+    assert len(_NUMBERS) == 18
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,27 @@ def test_none_of_the_outputs_is_put_if_one_was_not_written(stage: Stage, tmp_pat
     assert not (tmp_path / "stage").exists()
 
 
+def test_a_link_that_leads_nowhere_fails_the_attempt_only(stage: Stage, tmp_path: Path) -> None:
+    outputs = {"a": f"{tmp_path}/out/a"}
+    paths = stage.open({}, outputs)
+    os.symlink(tmp_path / "nowhere", paths["a"])
+    with pytest.raises(StageError, match=r"output 'a': .*out/a: .*[Nn]o such file") as raised:
+        stage.put(outputs)
+    assert raised.value.staging.reason is Reason.STAGING
+
+
+def test_no_room_for_the_folder_of_an_output_fails_the_attempt_only(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def makedirs(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "makedirs", makedirs)
+    with pytest.raises(StageError, match=r"output 'a': .*No space left") as raised:
+        stage.open({}, {"a": f"{tmp_path}/out/a"})
+    assert raised.value.staging.reason is Reason.STAGING
+
+
 def test_sigterm_does_not_stop_what_is_being_put(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

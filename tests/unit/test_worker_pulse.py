@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mtask.manager import connect
@@ -103,3 +104,14 @@ def test_who_couldnt_write_what_it_ran_on_did_not_stop_in_good_order(
         wait_until(lambda: place.table.workers()[0].state == "draining")
     [status] = place.table.workers()
     assert (status.state, [each.index for each in status.running]) == ("draining", [0])
+
+
+def test_a_bag_that_cant_be_read_stops_no_worker_of_another(place: Place) -> None:
+    table = Wrapper(place.table)
+    table.faults["bags"] = failing(99, msgspec.ValidationError("Expected `int`, got `null`"))
+    bag = place.submit("double", [{"x": 1}])
+    with place.working(table=table):
+        wait_until(bag.finished)
+        wait_until(lambda: len(table.called("beat")) > 0 and len(table.called("bags")) > 0)
+    assert len(table.called("bags")) == 1
+    assert [text for text in place.said if "can't be seen: Expected `int`, got `null`" in text]
