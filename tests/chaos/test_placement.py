@@ -161,7 +161,7 @@ def test_no_more_start_in_a_second_than_the_bag_allows(site: Site, workers: int)
     done(bag)
     ran = runs(site, bag)[20:]  # the first ones wait for their processes to start, then come together
     seen = (len(ran) - 1) / (ran[-1].began_s - ran[0].began_s)
-    assert seen == pytest.approx(rate, rel=0.1)
+    assert 0.7 * rate < seen < 1.1 * rate  # a busy machine may not keep up
 
 
 def test_tasks_of_a_key_run_one_after_the_other_in_order(site: Site) -> None:

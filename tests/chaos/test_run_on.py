@@ -21,11 +21,11 @@ from tests.chaos.harness import TASKS, Site, check, exists, wait_for
 
 def test_a_message_of_slow_tasks_is_shared(site: Site) -> None:
     """Twenty tasks in one message that one worker holds: after a while another gets some of them."""
-    bag = site.submit("work", 20, per_message=20, seconds=0.2)
+    bag = site.submit("work", 20, per_message=20, seconds=0.5)
     first = site.start_worker("-j", "1", "--split-after", "0.5")
     wait_for(lambda: site.begun(first), "one worker has the only message")
     second = site.start_worker("-j", "1", "--split-after", "0.5")
-    wait_for(bag.finished, "the bag is finished")
+    wait_for(bag.finished, "the bag is finished", timeout_s=40)
 
     assert len(site.begun(second)) >= 4
     assert {result.state for result in check(bag)} == {State.DONE}
