@@ -31,7 +31,9 @@ demo: $(DEMO) ## run the genomics example here and now: seconds, no account, no 
 
 test: $(DEV) servers ## run all tests, with coverage
 	@export COVERAGE_CORE=$$($(PYTHON_VENV) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
-	$(PYTHON_VENV) -m pytest --cov --cov-report=term -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTHON_VENV) -m pytest --cov --cov-report=term -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS) || { \
+	    echo '== What failed beside other tests, once more and alone: what is wrong fails again'; \
+	    $(PYTHON_VENV) -m pytest --last-failed --last-failed-no-failures=none; }
 
 servers: ## install the servers that the tests use, where that is allowed
 	@bash scripts/setup-servers
