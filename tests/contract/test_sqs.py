@@ -339,6 +339,7 @@ class _Ready(SqsQueue):
         return Depth(super().depth().ready, None, None)
 
 
+@pytest.mark.timeout(600)
 def test_the_queue_is_like_its_model(sqs: Sqs) -> None:
     class Harness:
         late_settles, tells_expired = False, True
@@ -356,4 +357,4 @@ def test_the_queue_is_like_its_model(sqs: Sqs) -> None:
             pass
 
     with sqs.standing_still():
-        QueueMachine.run(Harness, settings(SETTINGS, max_examples=8, stateful_step_count=25))
+        QueueMachine.run(Harness, settings(SETTINGS, max_examples=5, stateful_step_count=20))
