@@ -25,6 +25,7 @@ from mtask.worker.room import Share
 from mtask.worker.runner import Cause
 from mtask.worker.slots import Slot
 from mtask.worker.wire import Cell
+from tests.unit import worker_tasks
 from tests.unit.worker_kit import TASKS, FakeHost, exists, held_of, wait_until
 
 numbers = itertools.count()
@@ -73,9 +74,11 @@ class Bench:
 
     def listens(self) -> bool:
         """Has the task a handler for SIGTERM?"""
+        if not self.begun():
+            return False
         with open(f"/proc/{self.runner.pid}/status") as file:
-            caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
-        return bool(self.begun() and caught >> (signal.SIGTERM - 1) & 1)
+            ignored = next(int(line.split()[1], 16) for line in file if line.startswith("SigIgn"))
+        return bool(ignored >> (worker_tasks.LISTENS - 1) & 1)
 
     def gone(self) -> bool:
         return not self.runner.pid
