@@ -167,7 +167,9 @@ class Dispatcher:
         if running is None:
             return
         held, since_s = running[0].held, running[2]
-        size = self._piece_size(runner, *running) if self._limits.workers_send else None
+        # A setup function says nothing of the tasks' pace.
+        cuts = self._limits.workers_send and runner.setup_s() is None
+        size = self._piece_size(runner, *running) if cuts else None
         stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
         if not (size or stuck):
             return
