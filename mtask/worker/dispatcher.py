@@ -208,6 +208,19 @@ class Dispatcher:
         ):
             self.give_back(self.ready.pop())
 
+    def keep_only(self, serves: Callable[[Lane], bool]) -> None:
+        """Give back what hasn't started of other lanes than these."""
+        for slot in self._slots:
+            if slot.runner is not None and any(not serves(job.held.lane) for job in slot.jobs):
+                self.ready.extend(slot.runner.cut())
+        ready = list(self.ready)
+        self.ready.clear()
+        for job in ready:
+            if serves(job.held.lane) or not self._may_give_back(job):
+                self.ready.append(job)
+            else:
+                self.give_back(job)
+
     def drain(self, list_lane: Callable[[Lane], None]) -> None:
         """From now on what is given back goes where it is received first, if it would have to wait for others;
         `list_lane` has such a lane entered in the list that workers read."""
