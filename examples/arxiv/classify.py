@@ -56,7 +56,7 @@ def text_of(title: str, abstract: str) -> str:
     return f"{title}\n{abstract}"
 
 
-@mtask.setup(keep=2)
+@mtask.setup(keep=6)
 def models(topic: str) -> Any:
     """A topic's model, or the two of "main", as train.py wrote them; each process loads them once.
 

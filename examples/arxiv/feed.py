@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from urllib.error import HTTPError
+from xml.sax import SAXException
 
 import feedparser
 
@@ -38,9 +39,13 @@ Row = dict[str, str]
 class FeedError(Exception):
     """Its text says what is wrong with the feed."""
 
+    def __init__(self, text: str, rows: Sequence[Row] = ()) -> None:
+        super().__init__(text)
+        self.rows = rows
+
 
 def read(url: str) -> list[Row]:
-    """The entries as tasks, without those that have no abstract. Raises FeedError."""
+    """The entries as tasks, without those that have no abstract. Raises FeedError, with those that could be read."""
     request = urllib.request.Request(url, headers={"User-Agent": "mtask-example/0.1"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
@@ -54,7 +59,10 @@ def read(url: str) -> list[Row]:
     feed = feedparser.parse(document, response_headers={**headers, "content-location": url})
     if not feed.version:
         raise FeedError(f"is neither RSS nor Atom, but begins with {document[:40]!r}")
-    return [row for entry in feed.entries if (row := row_of(entry))["id"] and row["abstract"]]
+    rows = [row for entry in feed.entries if (row := row_of(entry))["id"] and row["abstract"]]
+    if isinstance(feed.get("bozo_exception"), SAXException):
+        raise FeedError(f"breaks off, or isn't quite XML: {feed.bozo_exception}", rows)
+    return rows
 
 
 def row_of(entry: feedparser.FeedParserDict) -> Row:
@@ -72,19 +80,20 @@ def plain(text: str) -> str:
 
 
 def poll(mt: mtask.Manager, urls: Sequence[str], bag: str) -> int:
-    """Submit what is new; returns how many of the feeds couldn't be read."""
-    rows, failed = [], 0
+    """Submit what is new; returns how many of the feeds were wrong."""
+    rows: list[Row] = []
+    failed = 0
     for url in urls:
         try:
-            found = read(url)
+            rows += read(url)
         except FeedError as error:
+            rows += error.rows
             failed += 1
             print(f"{url}: {error}", file=sys.stderr, flush=True)
-        else:
-            rows += [{**row, "bag": bag} for row in found]
     if rows:
-        before = next((each.total for each in mt.bags() if each.name == bag), 0)
-        handle = mt.submit(rows, call=main_topic, bag=bag, open=True, key="id", tags=("main",))
+        before = next((each.counts().total for each in mt.bags() if each.name == bag), 0)
+        tasks = [{**row, "bag": bag} for row in rows]
+        handle = mt.submit(tasks, call=main_topic, bag=bag, open=True, key="id", tags=("main",))
         print(f"{len(rows)} entries, {handle.counts().total - before} of them new", flush=True)
     return failed
 
@@ -95,13 +104,18 @@ def main() -> None:
     parser.add_argument("--bag", default="feed", help="the topics' bags are BAG-physics, … (default: feed)")
     parser.add_argument("--every", type=float, metavar="SECONDS", help="again and again, until Ctrl-C")
     options = parser.parse_args()
-    with mtask.connect() as mt:
-        failed = poll(mt, options.urls, options.bag)
-        while options.every is not None:
-            time.sleep(options.every)
+    try:
+        with mtask.connect() as mt:
             failed = poll(mt, options.urls, options.bag)
+            while options.every:
+                time.sleep(options.every)
+                failed = poll(mt, options.urls, options.bag)
+    except KeyboardInterrupt:
+        parser.exit(130)
+    except mtask.MtaskError as error:
+        parser.exit(1, f"{error}\n")
     if failed:
-        parser.exit(1, f"{failed} of {len(options.urls)} feeds couldn't be read\n")
+        parser.exit(1, f"{failed} of {len(options.urls)} feeds couldn't be read whole\n")
 
 
 if __name__ == "__main__":
