@@ -50,14 +50,14 @@ def read(url: str) -> list[Row]:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             document = answer.read(LARGEST_BYTES)
-            headers = dict(answer.headers)
+            kind = answer.headers.get("Content-Type", "")
     except HTTPError as error:
         error.close()
         raise FeedError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
         raise FeedError(f"can't be reached: {getattr(error, 'reason', error)}") from error
-    feed = feedparser.parse(document, response_headers={**headers, "content-location": url})
-    if not feed.version:
+    feed = feedparser.parse(document, response_headers={"content-type": kind})
+    if not feed.get("version"):
         raise FeedError(f"is neither RSS nor Atom, but begins with {document[:40]!r}")
     rows = [row for entry in feed.entries if (row := row_of(entry))["id"] and row["abstract"]]
     if isinstance(feed.get("bozo_exception"), SAXException):
