@@ -438,6 +438,8 @@ class Worker:
         if self.draining:
             return
         self._drain_reason = reason
+        if self._role_keeper is not None:  # others take its role
+            self._role_keeper.stop()
         self._receiver.stop()
         # What it gives back after an error might be what broke it.
         if self._error is None and self.options.lanes:
