@@ -199,3 +199,17 @@ class TestGiven:
         command.start("worker", "-j", "1", "--roles", "bio", "--quiet")
         text = "the only worker doesn't have that"
         wait_for(lambda: text in command("status", "physics").out)
+
+
+def test_a_queue_that_cant_be_woken_delays_no_change(moto, command, monkeypatch):
+    """A worker that waits at an empty queue of SQS's, for 20 s otherwise, and a table in a cloud."""
+    monkeypatch.setenv("MTASK_QUEUE", "sqs://us-west-2/roles")
+    monkeypatch.setenv("MTASK_TABLE", "dynamodb://us-west-2/roles")
+    assert command("init", "sqs://us-west-2/roles").code == 0
+    for topic, tasks in (("physics", 1), ("bio", 5)):
+        submit(command, topic, tasks)
+    assert command("roles", "set", "physics=1").code == 0
+    command.start("worker", "-j", "1", "--roles", "auto", "--quiet")
+    wait_for(lambda: command.results("physics"), timeout_s=TIME_S)
+    assert command("roles", "set", "bio=1").code == 0
+    wait_for(lambda: command.results("bio"), timeout_s=TIME_S)

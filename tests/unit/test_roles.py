@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mtask.errors import UsageError
 from mtask.manager import Manager, connect
-from mtask.model import Bag, Spec
+from mtask.model import Bag, Message, Spec
 from mtask.requirements import Capabilities, Lane, Requirements, can_with, lacking
 from mtask.roles import (
     AUTO,
@@ -32,7 +32,7 @@ from mtask.testing.samples import a_done, a_status
 from mtask.worker import roles
 from mtask.worker.notes import Notes
 from mtask.worker.roles import RoleKeeper
-from tests.unit.worker_kit import Wrapper
+from tests.unit.worker_kit import Place, Wrapper, wait_until
 
 ROLES = st.sampled_from(["bio", "compsci", "finance", "math", "physics"])
 WANT = st.dictionaries(ROLES, st.integers(0, 40), max_size=5)
@@ -309,6 +309,31 @@ class TestKeepers:
         fleet.table.faults["workers"] = lambda real: [a_status("old", beat_at=1.0), *real()]
         fleet.start("a", "b")
         assert fleet.roles == {"physics": 1, "bio": 1}
+
+
+def test_what_a_worker_hasnt_started_goes_back_when_its_role_changes(mt, tmp_path):
+    """Also of a message of which a task runs, which may end."""
+    place, gate = Place(mt), tmp_path / "gate"
+    rows = [{"x": x, "path": str(gate)} for x in range(6)]
+    bag = place.submit("wait_for", rows, tags="physics", per_message=3)
+    change(mt.table, AUTO, {"physics": 1})
+    (lane,) = bag.info.lanes
+    with place.working(takes="auto", split_after_s=600) as worker:
+        wait_until(lambda: Path(f"{gate}.0").exists() or Path(f"{gate}.3").exists(), what="a task")
+        change(mt.table, AUTO, {"bio": 1})
+        wait_until(lambda: worker.roles == ("bio",), what="the other role")
+        wait_until(lambda: _waiting_tasks(mt, lane.name) == 5, what="all others in the queue")
+        gate.touch()
+        wait_until(lambda: bag.counts().done == 1, what="the one that ran")
+    assert "its role is now physics" in place.said
+    assert bag.counts().done == 1
+
+
+def _waiting_tasks(mt: Manager, lane: str) -> int:
+    """Tasks of the messages that anybody could receive now; they are given back."""
+    found = mt.queue.receive(max_messages=10, lease_s=30, wait_s=0, lane=lane)
+    mt.queue.release(found)
+    return sum(Message.decode(each.body).count for each in found)
 
 
 class TestBacklog:

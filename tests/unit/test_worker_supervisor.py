@@ -301,6 +301,9 @@ def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: P
         def running(self) -> tuple[Job, int, float]:
             return self.jobs[0], 0, 1.0
 
+        def setup_s(self) -> float | None:
+            return None
+
         def cut(self) -> list[Job]:
             self.cuts += 1
             return []
@@ -322,6 +325,7 @@ class Busy:
 
     retiring, pid = False, 0
     share: Share | None = None
+    setup: float | None = None
 
     def __init__(self, *jobs: Job) -> None:
         self.jobs, self.cuts, self.stopped = deque(jobs), 0, list[Cause]()
@@ -332,6 +336,9 @@ class Busy:
 
     def running(self) -> tuple[Job, int, float]:
         return self.jobs[0], self.jobs[0].start, 1.0
+
+    def setup_s(self) -> float | None:
+        return self.setup
 
     def start(self, job: Job) -> None:
         self.jobs.append(job)
