@@ -329,6 +329,22 @@ def test_what_a_worker_hasnt_started_goes_back_when_its_role_changes(mt, tmp_pat
     assert bag.counts().done == 1
 
 
+def test_another_has_the_role_of_a_worker_that_is_draining(mt, tmp_path):
+    """At once, however long its last task runs."""
+    place, gate = Place(mt), tmp_path / "gate"
+    place.submit("wait_for", [{"x": 0, "path": str(gate)}], tags="physics")
+    change(mt.table, AUTO, {"physics": 1})
+    with place.working(takes="auto") as worker:
+        wait_until(lambda: Path(f"{gate}.0").exists(), what="the task")
+        worker.drain(grace_s=30)
+        wait_until(lambda: not read(mt.table, AUTO)[0].held, timeout_s=10, what="it is out of the list")
+        fleet = Fleet(mt)
+        fleet.start("other")
+        assert read(mt.table, AUTO)[0].held == {"other": "physics"}
+        gate.touch()
+        wait_until(lambda: mt.bag("bag").counts().done == 1)
+
+
 def _waiting_tasks(mt: Manager, lane: str) -> int:
     """Tasks of the messages that anybody could receive now; they are given back."""
     found = mt.queue.receive(max_messages=10, lease_s=30, wait_s=0, lane=lane)

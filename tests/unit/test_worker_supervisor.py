@@ -456,6 +456,16 @@ def test_imports_before_the_first_task_say_nothing_of_the_pace(still: Any, sent:
     assert sent == []
 
 
+def test_nor_does_a_setup_function(still: Any, sent: list[Message]) -> None:
+    runner = a_long_message(3600, begun=1, count=50)
+    runner.setup = 7200.0
+    still._dispatcher.relieve(runner)
+    assert sent == []
+    runner.setup = None
+    still._dispatcher.relieve(runner)
+    assert sent
+
+
 def test_the_pulse_finds_out_how_much_is_ahead(place: Place, gate: Path) -> None:
     bag = waiting(place, gate, 6, per_message=6)
     with place.working(slots=2, split_after_s=60) as worker:
