@@ -25,8 +25,8 @@ def search(reads: Path, db: Path, hits: Path) -> dict[str, Any]:
         raise mtask.Fail(f"reads: {error}") from None
     if not (db / "genome.fa.nsq").exists():
         raise mtask.Fail(
-            "db: no BLAST database there: `prepare` makes it where makeblastdb is installed "
-            "(apt-get install ncbi-blast+)"
+            f"db: there is no BLAST database in {db}: `prepare` makes one where makeblastdb is installed "
+            "(apt-get install ncbi-blast+); then `mtask retry`"
         )
     command = ["blastn", "-query", reads, "-db", db / "genome.fa", "-outfmt", OUTFMT, "-out", hits]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
