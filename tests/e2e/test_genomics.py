@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from examples.genomics import all as all_
 from examples.genomics import fasta, prepare
 from mtask.model import Result
 from tests.e2e.conftest import Command, Outcome
@@ -19,6 +22,8 @@ from tests.servers.process import missing
 
 ROOT = Path(__file__).parents[2]
 READS = 240
+
+Example = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +60,22 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return f"az://{name}/data"
 
 
-def example(command: Command, module: str, *args: str) -> Outcome:
-    done = subprocess.run(
-        [sys.executable, "-m", f"examples.genomics.{module}", *args],
-        cwd=command.folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+@pytest.fixture
+def example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Example:
+    """`example("check", …)` is `python -m examples.genomics.check …`, in this process."""
+
+    def call(module: str, *args: str) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [module, *args])
+        code: object = 0
+        try:
+            importlib.import_module(f"examples.genomics.{module}").main()
+        except SystemExit as left:
+            code = left.code or 0
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err) if isinstance(code, int) else Outcome(1, out, str(code))
+
+    return call
 
 
 def made_up(command: Command) -> tuple[str, ...]:
@@ -76,7 +88,7 @@ def made_up(command: Command) -> tuple[str, ...]:
 
 
 def run(command: Command, place: str, how: str = "blast", *more: str) -> Outcome:
-    return command.process(
+    return command(
         *("run", "tasks.csv", "--bag", "reads", "-j", "2", "--retries", "0"),
         *("--call", f"examples.genomics.{how}:search", "--then", "examples.genomics.variants:call"),
         *("--in", f"db={place}/db/", "--in", f"reads={place}/reads/{{id}}.fa"),
@@ -89,21 +101,21 @@ def failures(command: Command) -> list[Result]:
 
 
 def test_the_hits_are_those_of_one_big_blastn_wherever_the_files_are(
-    command: Command, blast: None, place: str
+    command: Command, example: Example, blast: None, place: str
 ) -> None:
-    prepared = example(command, "prepare", place, *made_up(command))
+    prepared = example("prepare", place, *made_up(command))
     assert (prepared.code, "240 reads, made up; 4 tasks in tasks.csv" in prepared.out) == (0, True), prepared
-    for _ in range(2):  # the second time there is nothing left to do, and nothing is called twice
+    for _ in range(1 + (place == "data")):  # the second time nothing is done, and nothing called, twice
         assert run(command, place).code == 0
     (then,) = command.results("reads.then")
     assert (then.attempt, then.value["reads"], then.value["genome_length"]) == (1, READS, 5_000)
 
-    checked = example(command, "check", "reads", place, "--same")
+    checked = example("check", "reads", place, "--same")
     assert checked.code == 0, checked
     assert "they are the same, row by row" in checked.out
     assert "of 5 that were put in, 5 are called; 0 others" in checked.out
 
-    assert example(command, "join", "reads", place, "-o", "hits.csv").code == 0
+    assert example("join", "reads", place, "-o", "hits.csv").code == 0
     with (command.folder / "hits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(result.value["hits"] for result in command.results("reads")) == then.value["hits"]
@@ -113,28 +125,25 @@ def test_the_hits_are_those_of_one_big_blastn_wherever_the_files_are(
     copies = {path.stat().st_ino for path in command.folder.glob("cache/**/genome.fa.nsq")}
     assert len(copies) == (place != "data")
 
-
-@pytest.mark.parametrize("place", ["path"], indirect=True)
-def test_a_row_that_differs_is_told(command: Command, blast: None, place: str) -> None:
-    example(command, "prepare", place, *made_up(command))
-    assert run(command, place).code == 0
-    path = command.folder / place / "hits/portion-0002.tsv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    checked = example(command, "check", "reads", place, "--same")
-    assert checked.code == 1
-    assert "they differ:\n  row " in checked.out
+    if place == "data":  # a row that is lost is told
+        path = command.folder / "data/hits/portion-0002.tsv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+        checked = example("check", "reads", place, "--same")
+        assert (checked.code, "they differ:\n  row " in checked.out) == (1, True), checked
 
 
-def test_without_blast(command: Command) -> None:
-    example(command, "prepare", "data", *made_up(command))
+def test_without_blast(command: Command, example: Example) -> None:
+    example("prepare", "data", *made_up(command))
     assert run(command, "data", "align").code == 0
-    checked = example(command, "check", "reads", "data")
+    checked = example("check", "reads", "data")
     assert checked.code == 0, checked
     assert "of 5 that were put in, 5 are called; 0 others" in checked.out
 
 
-def test_what_is_missing_is_named_and_when_it_is_there_all_goes_on(command: Command) -> None:
-    example(command, "prepare", "data", *made_up(command))
+def test_what_is_missing_is_named_and_when_it_is_there_all_goes_on(
+    command: Command, example: Example
+) -> None:
+    example("prepare", "data", *made_up(command))
     lost = command.folder / "data/reads/portion-0001.fa"
     lost.rename(command.folder / "elsewhere")
     stopped = run(command, "data", "align")
@@ -142,17 +151,17 @@ def test_what_is_missing_is_named_and_when_it_is_there_all_goes_on(command: Comm
     (failed,) = failures(command)
     assert failed.error is not None
     assert failed.error.message == f"input 'reads': {lost}: No such file or directory"
-    early = example(command, "join", "reads", "data")
+    early = example("join", "reads", "data")
     assert (early.code, "1 of 4 tasks of reads are not done" in early.err) == (1, True), early
 
     (command.folder / "elsewhere").rename(lost)
     assert run(command, "data", "align", "--retry-failed").code == 0
-    assert example(command, "check", "reads", "data").code == 0
+    assert example("check", "reads", "data").code == 0
     assert [then.value["reads"] for then in command.results("reads.then")] == [READS]
 
 
-def test_a_database_that_is_not_there(command: Command, blast: None) -> None:
-    example(command, "prepare", "data", *made_up(command))
+def test_a_database_that_is_not_there(command: Command, example: Example, blast: None) -> None:
+    example("prepare", "data", *made_up(command))
     for path in (command.folder / "data/db").glob("genome.fa.*"):
         path.unlink()
     (command.folder / "data/db").rename(command.folder / "db")
@@ -178,13 +187,36 @@ def test_a_database_that_is_not_there(command: Command, blast: None) -> None:
         (None, "No such file or directory: 'reads.fa'"),
     ],
 )
-def test_a_fasta_without_a_sequence_makes_no_tasks(command: Command, content: str | None, said: str) -> None:
+def test_a_fasta_without_a_sequence_makes_no_tasks(
+    command: Command, example: Example, content: str | None, said: str
+) -> None:
     made_up(command)
     if content is None:
         (command.folder / "reads.fa").unlink()
     else:
         command.write("reads.fa", content)
-    refused = example(command, "prepare", "data", "--genome", "genome.fa", "--reads", "reads.fa")
+    refused = example("prepare", "data", "--genome", "genome.fa", "--reads", "reads.fa")
     assert (refused.code, said in refused.err) == (1, True), refused
     assert not (command.folder / "tasks.csv").exists()
     assert not (command.folder / "data").exists()
+
+
+def test_the_page_is_made_from_what_comes_out(
+    tmp_path: Path, blast: None, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "fsspec"):
+        if importlib.util.find_spec(module) is None:
+            missing(module, "pip install 'mtask[examples,urls]'")
+    page = tmp_path / "genomics.md"
+    page.write_text(f"before\n{all_.BEGIN}\nold\n{all_.END}\nafter\n")
+    made = example("all", "--out", str(tmp_path), "--simulate", "40", "--portions", "20")
+    assert made.code == 0, made
+    text = page.read_text()
+    assert (text.split("\n")[0], "old" in text, text.split("\n")[-2]) == ("before", False, "after")
+    assert "| blastn, 20 reads a task | 2 |" in text
+    assert "| all rows are the same |" in text
+    assert (tmp_path / "genomics-coverage.svg").stat().st_size > 5_000
+    assert (tmp_path / "genomics-coverage.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"genomics.md: there should be"):
+        page.write_text("no marks")
+        all_.write_between_marks(page, "text")
