@@ -21,7 +21,7 @@ ARGS ?=
 # Test files run side by side in so many processes, which mostly wait; the long ones come first.
 PROCESSES ?= 4
 
-.PHONY: help demo test servers lint format format-check types docs bench peers chaos lock clean
+.PHONY: help demo test servers lint format format-check types docs bench peers examples chaos lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -59,6 +59,9 @@ bench: $(DEV) ## run the benchmarks
 
 peers: $(DEV) ## measure others at the same work: ARGS=--install first
 	@$(PYTHON_VENV) -m benchmarks.peers $(ARGS)
+
+examples: $(DEV) servers ## run the examples at full size, and write docs/examples/ anew
+	@$(PYTHON_VENV) -m examples.genomics.all
 
 chaos: $(DEV) ## ten minutes of faults, and what must hold after them
 	@$(PYTHON_VENV) -m tests.chaos $(ARGS)

@@ -108,7 +108,8 @@ def page(runs: list[Run], then: dict[str, Any]) -> str:
     lost = [variant for variant in variants if variant[2] == "-"]
     more = [variant for variant in variants if variant[1] == "-"]
     others = len(variants) - len(lost) - len(more)
-    shown = [
+    shown = ["", "The first of them:", "", "| position | genome | sample | reads |", "|---|---|---|---|"]
+    shown += [
         f"| {position:,} | {genome} | {reads} | {count} of {depth} |"
         for position, genome, reads, count, depth in variants[:8]
     ]
@@ -123,11 +124,8 @@ def page(runs: list[Run], then: dict[str, Any]) -> str:
             "",
             f"The last task saw {then['mapped']:,} reads that have a place, {then['coverage']} on each base, "
             f"{then['not_covered']:,} bases in none, and {len(variants)} places at which the sample differs: "
-            f"{others} other bases, {len(lost)} deletions, {len(more)} insertions. The first of them:",
-            "",
-            "| position | genome | sample | reads |",
-            "|---|---|---|---|",
-            *shown,
+            f"{others} other bases, {len(lost)} deletions, {len(more)} insertions.",
+            *(shown if variants else []),
         ]
     )
 
