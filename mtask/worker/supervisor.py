@@ -219,7 +219,7 @@ class Worker:
         began_s = self._idle_since_s = next_tick_s = time.monotonic()
         busy = False
         while True:
-            wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
+            wait_s = min(next_tick_s, self._gathered.due_s, self._dispatcher.due_s) - time.monotonic()
             for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
             self._inbox.read()
