@@ -68,7 +68,7 @@ def _description(address: Address, batch: Batch) -> str:
         "universe": "vanilla",
         "executable": plain(address.python),
         "transfer_executable": "False",
-        "arguments": '"-m mtask_condor.node $(Process)"',
+        "arguments": '"-m mtask_condor $(Process)"',
         "environment": f'"PYTHONPATH={word(":".join(address.path))} PYTHONUNBUFFERED=1 MTASK_NOTICES=off"',
         "initialdir": plain(str(batch.path)),
         "transfer_input_files": "order.json, $(Process).in, $(Process).out",

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mtask.errors import BackendError, UnavailableError
@@ -37,6 +37,8 @@ class Schedd:
             except (ValueError, client().HTCondorException) as error:
                 raise BackendError(f"HTCondor can't read the description of the jobs: {error}") from None
             cluster: int = self._found().submit(jobs).cluster()
+            with suppress(client().HTCondorException):
+                self._found().reschedule()  # or they wait for the pool's next round of its own accord
         return cluster
 
     def ads(self, constraint: str, attributes: Sequence[str] = (), *, clusters: bool = False) -> list[Any]:

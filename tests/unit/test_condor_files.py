@@ -154,7 +154,7 @@ def test_a_full_disk_on_the_node_is_said(tmp_path, manager):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "small").mkdir()
     script = "mount -t tmpfs -o size=64k none small && cp order.json 0.in 0.out small && cd small && exec "
-    script += f"{sys.executable} -m mtask_condor.node 0"
+    script += f"{sys.executable} -m mtask_condor 0"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
         cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
