@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import mtask
 from mtask.errors import UsageError
@@ -18,7 +18,9 @@ __all__ = ["Address", "address_of"]
 EXAMPLE = (
     "it should look like condor:///reads (the schedd of this machine) or condor://submit.example.org/reads"
 )
-_OPTIONS = ("disk", "folder", "grace_s", "path", "python", "split_after_s", "table")
+SPLIT_AFTER_S = 60.0
+"""Where somebody always collects."""
+_OPTIONS = ("collect", "disk", "folder", "grace_s", "path", "python", "split_after_s", "table")
 
 
 class Address(NamedTuple):
@@ -41,6 +43,13 @@ class Address(NamedTuple):
     """Between SIGTERM and SIGKILL, when a node is taken away."""
     split_after_s: float | None
     """None: nothing is cut."""
+    collect: bool
+    """Is there to be a job that collects?"""
+
+    @property
+    def url(self) -> str:
+        """Without options."""
+        return f"condor://{quote(self.schedd)}/{self.name}"
 
 
 def address_of(url: str) -> Address:
@@ -61,6 +70,7 @@ def address_of(url: str) -> Address:
             f"{url!r}: table is files (HTCondor brings results back) or direct, not {given['table']!r}"
         )
     schedd = unquote(parts.netloc)
+    collect = _collects(url, given.get("collect"), schedd)
     folder = given.get("folder") or os.path.join(".mtask", "condor", schedd or "local", name)
     return Address(
         schedd=schedd,
@@ -71,8 +81,22 @@ def address_of(url: str) -> Address:
         direct=given.get("table") == "direct",
         disk_kib=_disk_kib(url, given.get("disk")),
         grace_s=_seconds(url, given, "grace_s", 40.0),
-        split_after_s=_seconds(url, given, "split_after_s", 60.0) if "split_after_s" in given else None,
+        split_after_s=_seconds(url, given, "split_after_s", SPLIT_AFTER_S)
+        if collect or "split_after_s" in given
+        else None,
+        collect=collect,
     )
+
+
+def _collects(url: str, given: str | None, schedd: str) -> bool:
+    """By itself only where that job is the same user's on the same machine: root's jobs are somebody else's."""
+    if given not in (None, "yes", "no"):
+        raise UsageError(f"{url!r}: collect is yes or no, not {given!r}")
+    if given == "yes" and not os.geteuid():
+        raise UsageError(
+            f"{url!r}: root's jobs are somebody else's, who can't collect; leave collect=yes out, and call `mtask wait`"
+        )
+    return given == "yes" or (given is None and not schedd and os.geteuid() != 0)
 
 
 def _path_here() -> tuple[str, ...]:

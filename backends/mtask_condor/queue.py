@@ -22,6 +22,7 @@ from mtask.table import Table
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Census
+from mtask_condor.collecting import Collecting
 from mtask_condor.collector import Collector, Removed
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.live import Live
@@ -68,6 +69,7 @@ class CondorQueue:
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
+        self._collecting: Collecting | None = None
         self._filling: dict[Head, Filling] = {}
         self._bags: dict[tuple[str, int], Bag] = {}
         self._lock = threading.RLock()
@@ -80,6 +82,8 @@ class CondorQueue:
         """The table that goes with it; `url`: for the nodes, if they write to it themselves."""
         self._table = table
         self._table_url = url if self.address.direct else None
+        if url is not None and self.address.collect:
+            self._collecting = Collecting(self.address, url)
         self._collector = Collector(table, self._send_letters, self._live, self._note_removed)
 
     def check(self, spec: Spec) -> None:
@@ -105,6 +109,25 @@ class CondorQueue:
             for batch in fresh:
                 self._submit(batch)
             self._recover()
+            if (
+                self._collecting is not None
+                and self.address.folder.is_dir()
+                and Batch.all(self.address.folder)
+            ):
+                self._collecting.ensure()
+
+    @property
+    def collects(self) -> bool:
+        return self._collecting is not None
+
+    def leave_if_empty(self, path: Path) -> bool:
+        """For the job that collects: nothing is left to do, and who sends something from now on submits another one."""
+        with self._locked():
+            folder = self.address.folder
+            empty = not Batch.all(folder) and not any(folder.glob(".????????????"))
+            if empty:
+                path.unlink(missing_ok=True)
+        return empty
 
     def collect(self) -> int:
         with self._locked():
@@ -129,7 +152,10 @@ class CondorQueue:
         table, _ = self._required()
         batches = {batch.id: batch for batch in Batch.all(self.address.folder)}
         removed = [each for each in self._removed() if each.uid == bag.uid]
-        return standing(self._jobs, bag, batches, removed, table)
+        found = standing(self._jobs, bag, batches, removed, table)
+        if self._collecting is None:
+            return found
+        return found._replace(troubles=(*found.troubles, *self._collecting.troubles()))
 
     # -- Queue --------------------------------------------------------------------------------------
 
