@@ -23,12 +23,13 @@ from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Census
 from mtask_condor.collecting import Collecting
-from mtask_condor.collector import Collector, Removed
+from mtask_condor.collector import Collector
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.live import Live
 from mtask_condor.look import standing
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
+from mtask_condor.removed import RemovedFile
 from mtask_condor.watch import cluster_in_log
 
 __all__ = ["CondorQueue"]
@@ -66,6 +67,7 @@ class CondorQueue:
             self.limits = msgspec.structs.replace(self.limits, growth=GROWTH_IF_CUT)
         self._jobs = Jobs(address)
         self._census = Census(self._jobs, address.folder)
+        self._removed = RemovedFile(address.folder)
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
@@ -84,7 +86,7 @@ class CondorQueue:
         self._table_url = url if self.address.direct else None
         if url is not None and self.address.collect:
             self._collecting = Collecting(self.address, url)
-        self._collector = Collector(table, self._send_letters, self._live, self._note_removed)
+        self._collector = Collector(table, self._send_letters, self._live, self._removed.note)
 
     def check(self, spec: Spec) -> None:
         if spec.max_running is not None or spec.rate is not None:
@@ -151,7 +153,7 @@ class CondorQueue:
     def standing(self, bag: Bag) -> Standing:
         table, _ = self._required()
         batches = {batch.id: batch for batch in Batch.all(self.address.folder)}
-        removed = [each for each in self._removed() if each.uid == bag.uid]
+        removed = [each for each in self._removed.all() if each.uid == bag.uid]
         found = standing(self._jobs, bag, batches, removed, table)
         if self._collecting is None:
             return found
@@ -181,7 +183,7 @@ class CondorQueue:
 
     def _unsent(self, messages: Sequence[Message]) -> list[Message]:
         """What has to be sent of them; with the lock."""
-        self._forget_removed({message.uid for message in messages})
+        self._removed.forget({message.uid for message in messages})
         with storing(self.address.folder):
             list(abandoned(self.address.folder))
         live = self._live()
@@ -372,30 +374,6 @@ class CondorQueue:
         with self._lock, storing(self._folder()), (self._folder() / "lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-    def _removed(self) -> list[Removed]:
-        try:
-            return msgspec.json.decode(
-                (self.address.folder / "removed.json").read_bytes(), type=list[Removed]
-            )
-        except (FileNotFoundError, msgspec.DecodeError):
-            return []
-
-    def _note_removed(self, removed: Sequence[Removed]) -> None:
-        known = self._removed()
-        self._write_removed([*known, *(each for each in removed if each not in known)])
-
-    def _forget_removed(self, uids: set[str]) -> None:
-        """Their tasks are sent again."""
-        known = self._removed()
-        if any(each.uid in uids for each in known):
-            self._write_removed([each for each in known if each.uid not in uids])
-
-    def _write_removed(self, removed: list[Removed]) -> None:
-        path = self._folder() / "removed.json"
-        with storing(path):
-            path.with_suffix(".new").write_bytes(msgspec.json.encode(removed))
-            path.with_suffix(".new").rename(path)
 
     def _required(self) -> tuple[Table, Collector]:
         if self._table is None or self._collector is None:
