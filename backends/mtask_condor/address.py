@@ -20,7 +20,7 @@ EXAMPLE = (
 )
 SPLIT_AFTER_S = 60.0
 """Where somebody always collects."""
-_OPTIONS = ("collect", "disk", "folder", "grace_s", "path", "python", "split_after_s", "table")
+_OPTIONS = ("collect", "disk", "folder", "grace_s", "path", "pool", "python", "split_after_s", "table")
 
 
 class Address(NamedTuple):
@@ -28,6 +28,8 @@ class Address(NamedTuple):
 
     schedd: str
     """Name of the schedd; empty: the one of this machine."""
+    pool: str
+    """host[:port] of the collector that knows it; empty: the one that this machine is configured for."""
     name: str
     folder: Path
     """Absolute. Messages and results lie here, on a disk of the schedd's machine."""
@@ -74,6 +76,7 @@ def address_of(url: str) -> Address:
     folder = given.get("folder") or os.path.join(".mtask", "condor", schedd or "local", name)
     return Address(
         schedd=schedd,
+        pool=_pool(url, given.get("pool", ""), schedd),
         name=name,
         folder=Path(folder).expanduser().absolute(),
         python=given.get("python") or sys.executable,
@@ -97,6 +100,14 @@ def _collects(url: str, given: str | None, schedd: str) -> bool:
             f"{url!r}: root's jobs are somebody else's, who can't collect; leave collect=yes out, and call `mtask wait`"
         )
     return given == "yes" or (given is None and not schedd and os.geteuid() != 0)
+
+
+def _pool(url: str, pool: str, schedd: str) -> str:
+    if pool and not re.fullmatch(r"[\w.-]+(:\d+)?", pool):
+        raise UsageError(f"{url!r}: pool is the host, or host:port, of a collector, not {pool!r}")
+    if pool and not schedd:
+        raise UsageError(f"{url!r}: which schedd of that pool? Write condor://SCHEDD/NAME?pool={pool}")
+    return pool
 
 
 def _path_here() -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class Collecting:
         """`table`: its URL."""
         self._address, self._table = address, absolute(table)
         self._path = address.folder / "collect.json"
-        self._schedd = Schedd(address.schedd)
+        self._schedd = Schedd(address.schedd, address.pool)
 
     def ensure(self) -> None:
         """There is one when this returns."""

@@ -30,7 +30,7 @@ class Jobs:
     """The schedd's side of a queue; safe to call from any thread."""
 
     def __init__(self, address: Address) -> None:
-        self._address, self._schedd = address, Schedd(address.schedd)
+        self._address, self._schedd = address, Schedd(address.schedd, address.pool)
 
     def submit(self, batch: Batch) -> int:
         """The number of the new cluster."""

@@ -504,6 +504,8 @@ def test_an_unreadable_file_is_set_aside(tmp_path, manager):
         ("condor:///a?foldr=x", "unknown option 'foldr'; there are collect, disk, folder"),
         ("condor:///a?table=dynamodb", "table is files"),
         ("condor:///a?disk=much", "'much' is not a size"),
+        ("condor:///a?pool=b", "which schedd of that pool"),
+        ("condor://s/a?pool=b/c", "pool is the host"),
         ("condor:///a?collect=maybe", "collect is yes or no"),
         ("condor:///a?grace_s=-1", "grace_s must be a number of seconds"),
         ("condor:///a?split_after_s=x", "split_after_s must be a number of seconds"),
