@@ -1,7 +1,7 @@
 """HTCondor as the queue: each message becomes a job, and HTCondor does the rest.
 
     condor:///reads                          the schedd of this machine
-    condor://submit.example.org/reads        another one, which sees the same disk
+    condor://submit.example.org/reads        another one, which sees the same disk; ?pool=HOST:PORT if another pool knows it
     condor:///reads?python=/usr/bin/python3&path=/shared/mtask:/shared/my-code     what there is on the nodes
     condor:///reads?table=direct             the nodes write to the table themselves; else HTCondor brings results
                                              back, and a job on the schedd's machine records them

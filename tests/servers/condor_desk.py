@@ -27,6 +27,8 @@ class Desk:
 
     def __init__(self, pool: CondorPool, home: Path) -> None:
         self.pool, self.home = pool, home
+        self.env: dict[str, str] = {}
+        """Of the commands, beside this process's."""
         self.folder = pool.folder / f"desk-{uuid.uuid4().hex[:8]}"
         self.marks = self.folder / "marks"
         self.marks.mkdir(parents=True)
@@ -36,7 +38,7 @@ class Desk:
 
     def __call__(self, *args: str, queue: str = LOCAL) -> str:
         user = [] if os.getuid() else ["setpriv", f"--reuid={runs_as().pw_name}", "--clear-groups"]
-        env = {"PYTHONPATH": str(self.home), "MTASK_QUEUE": queue, "HOME": str(self.folder)}
+        env = {"PYTHONPATH": str(self.home), "MTASK_QUEUE": queue, "HOME": str(self.folder)} | self.env
         done = subprocess.run(
             [*user, self.pool.python, "-m", "mtask", *args],
             cwd=self.folder, env=os.environ | env, capture_output=True, text=True, timeout=120,
