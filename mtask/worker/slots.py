@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mtask.requirements import Capabilities
-from mtask.worker.commands import CommandRunner
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
 from mtask.worker.room import Share
@@ -24,6 +23,7 @@ class Slot:
         machine: Capabilities | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child_bytes: int | None = None,
+        forks: bool = False,
     ) -> None:
         """`machine`: what the shares are shares of."""
         self.runner: Runner | None = None
@@ -35,8 +35,9 @@ class Slot:
                 machine=machine,
                 max_tasks_per_child=max_tasks_per_child,
                 max_memory_per_child_bytes=max_memory_per_child_bytes,
+                forks=forks,
             ),
-            False: lambda: CommandRunner(host, machine=machine),
+            False: lambda: _command_runner(host, machine),
         }
         self._runners: dict[bool, Runner] = {}
 
@@ -99,6 +100,12 @@ class Slot:
     def close(self) -> None:
         for runner in self._runners.values():
             runner.close()
+
+
+def _command_runner(host: Host, machine: Capabilities | None) -> Runner:
+    from mtask.worker.commands import CommandRunner  # with all that reads commands: worth 10 ms
+
+    return CommandRunner(host, machine=machine)
 
 
 def _is_function(job: Job) -> bool:
