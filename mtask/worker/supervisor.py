@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import selectors
 import time
 from collections.abc import Callable, Sequence
@@ -76,7 +75,7 @@ class Worker:
         """`on_written` is called with results that have been recorded, from another thread; they may be none.
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
-        self.name = name or f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
         self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
@@ -90,6 +89,7 @@ class Worker:
                 max_tasks_per_child=options.max_tasks_per_child,
                 max_memory_per_child_bytes=options.max_memory_per_child_bytes,
                 machine=self.can,
+                forks=options.forks,
             )
             for _ in range(options.slots)
         ]
@@ -221,7 +221,7 @@ class Worker:
             service.start()
         if self._watcher is not None:
             self._watcher.start()
-        with watch_for_orphans(self.name):
+        with watch_for_orphans(self.name) if self.options.orphans else contextlib.nullcontext():
             try:
                 self._loop(until)
             except BaseException as error:
@@ -235,7 +235,7 @@ class Worker:
         began_s = self._idle_since_s = next_tick_s = time.monotonic()
         busy = False
         while True:
-            wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
+            wait_s = min(next_tick_s, self._gathered.due_s, self._dispatcher.due_s) - time.monotonic()
             for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
             self._inbox.read()

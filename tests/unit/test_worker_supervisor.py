@@ -312,7 +312,12 @@ def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: P
     made = place.worker(split_after_s=60)
     made._dispatcher.relieve(runner)
     assert runner.cuts == 0
-    runner.jobs.append(Job(other, 0, 3))
+    behind = Job(other, 0, 3)
+    behind.began_s = time.monotonic()
+    runner.jobs.append(behind)
+    made._dispatcher.relieve(runner)
+    assert runner.cuts == 0, "it has only just come"
+    behind.began_s -= 1
     made._dispatcher.relieve(runner)
     assert runner.cuts == 1, "but what waits of another message is taken"
     made.drain()
@@ -389,11 +394,11 @@ def suspect() -> Job:
 def test_what_is_cut_away_behind_a_long_task_is_put_back_if_it_is_of_the_same_message(still: Any) -> None:
     held, other = held_of(3), a_job()
     runner = Busy(Job(held, 0, 1), Job(held, 1, 3), other)
-    still._dispatcher._message_s = 0.001
+    still._dispatcher.job_over(0.001)
     still._dispatcher.relieve(runner)
     assert [(job.held, job.start, job.stop) for job in runner.jobs] == [(held, 0, 1), (held, 1, 3)]
     assert list(still._dispatcher.ready) == [other]
-    assert still._dispatcher._message_s is None, "the pace of before says nothing any more"
+    assert not still._dispatcher._pace.room_behind(), "the pace of before says nothing any more"
 
 
 @pytest.fixture
