@@ -28,10 +28,8 @@ from mtask.table import Table
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
 
-__all__ = ["BEAT_S", "RoleKeeper"]
+__all__ = ["RoleKeeper"]
 
-BEAT_S = 2.0
-"""At least as often beats who takes its role from the table."""
 LOOK_S = 1.0
 """Between two looks at the split; `LOOK_CLOUD_S` where the table says how often it wants heartbeats."""
 LOOK_CLOUD_S = 2.0

@@ -40,7 +40,6 @@ from mtask.worker.orphans import watch_for_orphans
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
-from mtask.worker.roles import RoleKeeper
 from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
@@ -49,6 +48,7 @@ from mtask.worker.submits import Submits
 
 if TYPE_CHECKING:
     from mtask.worker.notices import Notice, Watcher
+    from mtask.worker.roles import RoleKeeper
 
 __all__ = ["Options", "Worker"]
 
@@ -142,6 +142,8 @@ class Worker:
         self._pulse = Pulse(self, table)
         self._role_keeper: RoleKeeper | None = None
         if options.takes:
+            from mtask.worker.roles import RoleKeeper
+
             self._role_keeper = RoleKeeper(
                 table,
                 self.name,

@@ -198,7 +198,11 @@ class TestGiven:
         submit(command, "physics", 3)
         command.start("worker", "-j", "1", "--roles", "bio", "--quiet")
         text = "the only worker doesn't have that"
-        wait_for(lambda: text in command("status", "physics").out)
+        shown = wait_for(lambda: text in (out := command("status", "physics").out) and out)
+        assert [line.split()[1:4] for line in shown.splitlines()[-2:]] == [
+            ["state", "role", "slots"],
+            ["working", "bio", "1"],
+        ]
 
 
 def test_a_queue_that_cant_be_woken_delays_no_change(moto, command, monkeypatch):
