@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mtask
 from examples.arxiv import models, pipeline, report
@@ -54,6 +55,16 @@ def classify(work: Path, slots: int) -> Scores:
     return compare(work / "answers.csv", work / "truth.csv")
 
 
+def write(scores: Scores, validated: dict[str, Any], out: Path) -> None:
+    """The report with its pictures, and the tables of arxiv.md if that is there."""
+    report.write(scores, validated, out / "arxiv-report.html")
+    page = out / "arxiv.md"
+    if page.exists():
+        put(page, "topics", report.main_table(scores))
+        put(page, "marks", report.marks_table(scores.parts))
+        put(page, "splits", report.splits_table(validated))
+
+
 def put(page: Path, name: str, table: report.Table) -> None:
     """Between the two marks of this name, in a Markdown file. Raises ValueError if they aren't there."""
     begin, end = MARK.format(name), MARK.format(f"end of {name}")
@@ -85,12 +96,7 @@ def main() -> None:
         data = str(options.data.absolute()) if options.data else None
         validated = validate(data, options.trees, seeds=options.seeds, slots=options.slots)
         print(json.dumps(validated))
-    report.write(scores, validated, options.out / "arxiv-report.html")
-    page = options.out / "arxiv.md"
-    if page.exists():
-        put(page, "topics", report.main_table(scores))
-        put(page, "marks", report.marks_table(scores.parts))
-        put(page, "splits", report.splits_table(validated))
+    write(scores, validated, options.out)
     print(f"written to {options.out}")
 
 

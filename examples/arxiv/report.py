@@ -49,7 +49,7 @@ def matrix(pairs: Pairs, title: str) -> str:
     part of its row."""
     rows, columns = names(pairs)
     sums = {row: sum(pairs[row, column] for column in columns) for row in rows}
-    width, height = LABEL + CELL * len(columns) + 60, 30 + CELL * len(rows) + 110
+    width, height = LABEL + CELL * len(columns) + 90, 30 + CELL * len(rows) + 110
     parts = [text(LABEL, 16, f"{title}: {accuracy(pairs):.3f} of {pairs.total()} right", bold=True)]
     for y, row in enumerate(rows):
         parts.append(text(LABEL - 6, 30 + CELL * y + CELL / 2 + 4, row, anchor="end"))
@@ -135,26 +135,13 @@ def marks_table(parts: Sequence[Part]) -> Table:
 
 
 def splits_table(validated: dict[str, Any]) -> Table:
+    def row(name: str, tested: str, figures: Sequence[float]) -> Sequence[str]:
+        return name, tested, *(f"{of(figures):.3f}" for of in (mean, min, max))
+
     rows = [
-        (
-            f"topics, {name}",
-            f"{len(figures)} quarters",
-            f"{mean(figures):.3f}",
-            f"{min(figures):.3f}",
-            f"{max(figures):.3f}",
-        )
-        for name, figures in validated["topics"].items()
+        row(f"topics, {name}", f"{len(each)} quarters", each) for name, each in validated["topics"].items()
     ]
-    for topic, figures in validated["sub_topics"].items():
-        rows.append(
-            (
-                topic,
-                "4-fold, each paper once",
-                f"{mean(figures):.3f}",
-                f"{min(figures):.3f}",
-                f"{max(figures):.3f}",
-            )
-        )
+    rows += [row(f"sub-topics, {topic}", "4-fold", each) for topic, each in validated["sub_topics"].items()]
     return ("", "tested on", "mean", "least", "most"), rows
 
 

@@ -118,15 +118,14 @@ def test_the_pipeline_over_a_file_and_a_page_about_it(tmp_path: Path, trained: P
     assert len(found.parts) > 20
 
     validated = {"topics": {"best": [0.88, 0.9]}, "sub_topics": {topic: [0.7, 0.75] for topic in TOPICS}}
-    report.write(found, validated, tmp_path / "report.html")
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=|url\(|@import|<script", html)  # it needs nothing else
-    assert html.count("<svg") == len(list(tmp_path.glob("report-*.svg"))) == 3 + len(TOPICS)
-    assert f"{scores.accuracy(found.models['best']):.3f}" in html
-
     page = tmp_path / "arxiv.md"
     page.write_text((ROOT / "docs/examples/arxiv.md").read_text(encoding="utf-8"), encoding="utf-8")
-    whole.put(page, "splits", report.splits_table(validated))
+    whole.write(found, validated, tmp_path)
+    html = (tmp_path / "arxiv-report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=|url\(|@import|<script", html)  # it needs nothing else
+    assert html.count("<svg") == len(list(tmp_path.glob("*.svg"))) == 3 + len(TOPICS)
+    for text in (html, page.read_text(encoding="utf-8")):
+        assert f"{scores.accuracy(found.models['best']):.3f}" in text
     assert "| topics, best | 2 quarters | 0.890 | 0.880 | 0.900 |" in page.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="are missing"):
         whole.put(page, "nothing", report.splits_table(validated))
