@@ -1,4 +1,4 @@
-"""The whole example, here and now: `python -m examples.arxiv.all --out docs/examples`.
+"""The whole example, here and now: `python -m examples.arxiv.all`.
 
 Trains, classifies the tasks at both levels by a worker, validates, and writes the page arxiv-report.html with its
 pictures, and the tables of arxiv.md, if that is there. Takes a quarter of an hour.
@@ -17,7 +17,7 @@ from typing import Any
 
 import mtask
 from examples.arxiv import models, pipeline, report
-from examples.arxiv.data import load
+from examples.arxiv.data import MADE_UP, WORK, load
 from examples.arxiv.scores import Scores, compare
 from examples.arxiv.topics import TOPICS
 from examples.arxiv.train import train
@@ -77,7 +77,9 @@ def put(page: Path, name: str, table: report.Table) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/examples"), help="(default: docs/examples)")
+    parser.add_argument(
+        "--out", type=Path, help="(default: docs/examples, or work/ if the documents are made up)"
+    )
     parser.add_argument("--data", type=Path, help="JSON Lines, as fetch.py writes them")
     parser.add_argument(
         "--trees", type=int, default=models.TREES, help="of the random forest (default: %(default)s)"
@@ -96,8 +98,9 @@ def main() -> None:
         data = str(options.data.absolute()) if options.data else None
         validated = validate(data, options.trees, seeds=options.seeds, slots=options.slots)
         print(json.dumps(validated))
-    write(scores, validated, options.out)
-    print(f"written to {options.out}")
+    out = options.out or (WORK if origin == MADE_UP else Path("docs/examples"))
+    write(scores, validated, out)
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ HERE = Path(__file__).parent
 WORK = HERE / "work"
 SHARED = HERE.parents[2] / "shared/data/arxiv/arxiv_5topic.jsonl"
 
+MADE_UP = "made up (data.py)"
+
 Document = dict[str, str]
 
 _WORDS = {
@@ -113,6 +115,6 @@ def read(path: Path) -> list[Document]:
 def load(path: Path | None = None) -> tuple[list[Document], str]:
     """The documents and where they are from."""
     if path is None and not SHARED.exists():
-        return synthetic(), "made up (data.py)"
+        return synthetic(), MADE_UP
     path = path or SHARED
     return read(path), str(path)
