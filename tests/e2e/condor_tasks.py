@@ -54,3 +54,11 @@ def after(x: int, folder: str) -> int:
         time.sleep(1)
         raise RuntimeError("not yet")
     return 2 * x
+
+
+def gated(x: int, folder: str, gate: bool) -> int:
+    """Waits until the gate is open, if it is to."""
+    marked(x, folder)
+    while gate and not Path(folder, "gate").exists():
+        time.sleep(0.05)
+    return 2 * x
