@@ -20,7 +20,8 @@ import msgspec
 import pytest
 
 from mtask.errors import BagExistsError, BagNotFoundError
-from mtask.model import BagState, Counts, DeadMessage, Running
+from mtask.heartbeat import Running
+from mtask.model import BagState, Counts, DeadMessage
 from mtask.queue import Queue
 from mtask.requirements import Lane, Requirements
 from mtask.table import Table
