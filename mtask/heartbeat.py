@@ -36,6 +36,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Tasks that ended a second, of late."""
     can: Capabilities = Capabilities()
     """All of its slots together."""
+    roles: tuple[str, ...] | None = None
+    """Those of its tags that a bag must ask for to be served; None: it serves all bags."""
+    takes: str = ""
+    """From where it has its role: `auto`, `by-backlog`; empty: it was started with it."""
     cannot: dict[str, str] = {}
     """Bags, by uid, whose tasks it gives back to others, and why."""
     used: dict[str, dict[str, float]] = {}

@@ -93,6 +93,8 @@ class Reason(StrEnum):
     """The workers that ran it died, `max_deliveries` times."""
     MEMORY = "memory"
     """It took more than it may."""
+    SETUP = "setup"
+    """A function that it needs first (`mtask.setup`) raised, crashed, or took too long."""
     STAGING = "staging"
     """An input could not be fetched, or an output was not written or could not be put in its place."""
     EXPIRED = "expired"

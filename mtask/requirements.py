@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any, Self
@@ -17,8 +17,10 @@ __all__ = [
     "Capabilities",
     "Lane",
     "Requirements",
+    "can_with",
     "find_lane",
     "front_of",
+    "lacking",
     "parse_priority",
     "parse_size",
     "parse_tags",
@@ -106,6 +108,20 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return ""
 
 
+def lacking(can: Capabilities, roles: tuple[str, ...] | None, needs: Requirements) -> str:
+    """What a worker of this kind lacks for such a task, if it serves only those that ask for one of its roles
+    (None: all). Empty: it can run it when it is free."""
+    if roles is not None and not {*needs.tags, *needs.only_on} & set(roles):
+        asked = {tag for tag in needs.tags if not tag.startswith("!")} | set(needs.only_on)
+        return f"the role {' or '.join(sorted(asked))}" if asked else "a worker without --roles"
+    return can.lacks(needs)
+
+
+def can_with(own: Capabilities, roles: Iterable[str]) -> Capabilities:
+    """The same with these roles among its tags."""
+    return msgspec.structs.replace(own, tags=tuple(dict.fromkeys((*own.tags, *roles))))
+
+
 class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the tasks of a physical queue have in common. Made by `Lane.of`; the same things make the same name."""
 
@@ -144,6 +160,8 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
         if lane == cls():
             return lane
+        import hashlib  # OpenSSL: worth 2 ms
+
         name = hashlib.blake2b(msgspec.json.encode(lane), digest_size=8).hexdigest()
         return msgspec.structs.replace(lane, name=name)
 
@@ -164,7 +182,7 @@ def front_of(lane: Lane) -> Lane:
 def find_lane(name: str, lanes: Iterable[Lane]) -> Lane | None:
     """The default lane, one of these, or the front one of one of them."""
     own = (DEFAULT_LANE, *lanes)
-    return next((lane for lane in (*own, *map(front_of, own)) if lane.name == name), None)
+    return next((lane for lane in itertools.chain(own, map(front_of, own)) if lane.name == name), None)
 
 
 def parse_size(text: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from mtask.errors import BackendError, BagNotFoundError, UnavailableError
+from mtask.errors import BackendError, BagNotFoundError, MessageError, UnavailableError
 from mtask.model import Bag, BagState, Block, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import slice_message, split_rows
 from mtask.table import Table
@@ -20,23 +20,15 @@ from mtask_condor.batch import Batch
 from mtask_condor.census import Present
 from mtask_condor.live import Live, runs_of
 from mtask_condor.outcome import Letter, Outcome, read
+from mtask_condor.removed import Removed
 from mtask_condor.watch import Watch
 
-__all__ = ["Collector", "Removed"]
+__all__ = ["Collector"]
 
 MOST_BODY_BYTES = 65536
 """Of a file that is set aside."""
 AT_A_TIME = 5000
 """Tasks recorded in one go."""
-
-
-class Removed(msgspec.Struct, frozen=True, kw_only=True):
-    """Tasks whose job somebody removed."""
-
-    uid: str
-    first: int
-    count: int
-    why: str
 
 
 class Returned(msgspec.Struct, frozen=True):
@@ -73,7 +65,11 @@ class Collector:
         """Record what these messages' jobs brought back; how many tasks."""
         recorded, group, tasks = 0, list[Returned](), 0
         for number in numbers:
-            message = batch.message(number)
+            try:
+                message = batch.message(number)
+            except MessageError as error:
+                self._set_aside(batch, number, error)
+                continue
             if message is None:
                 continue
             group.append(Returned(number, message, self._outcome(batch, number, message)))
@@ -108,6 +104,13 @@ class Collector:
         if news.over is not None or (present is not None and present.is_gone):
             batch.remove()
         return recorded
+
+    def _set_aside(self, batch: Batch, number: int, error: MessageError) -> None:
+        """A message's file that was damaged."""
+        reason = f"a message's file can't be read, and `mtask repair {batch.head.bag}` runs its tasks again: {error}"
+        body = (batch.path / f"{number}.in").read_bytes()[:MOST_BODY_BYTES]
+        self._table.set_aside([DeadMessage(body=body, reason=reason[:500])])
+        batch.forget(number)
 
     def _outcome(self, batch: Batch, number: int, message: Message) -> Outcome:
         """Of this message's tasks alone: what comes from a node is data, and nothing to believe."""

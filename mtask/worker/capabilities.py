@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-import subprocess
+import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -28,7 +28,7 @@ def found(options: Options, *, root: Path = _ROOT) -> Capabilities:
         cpus=float(options.slots) if options.cpus is None else options.cpus,
         memory_bytes=memory_of_machine(root) if options.memory_bytes is None else options.memory_bytes,
         gpus=_gpus() if options.gpus is None else options.gpus,
-        tags=options.tags,
+        tags=tuple(dict.fromkeys((*options.tags, *(options.roles or ())))),
     )
 
 
@@ -95,6 +95,10 @@ def _ids(words: list[str]) -> tuple[str, ...]:
 
 
 def _nvidia_indexes() -> str:
+    if shutil.which("nvidia-smi") is None:  # a process that can't be started costs 5 ms
+        return ""
+    import subprocess
+
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         asked = subprocess.run(

@@ -16,11 +16,13 @@ import msgspec
 
 import mtask
 from mtask import task
-from mtask.model import Result, State
+from mtask.model import Failure, Reason, Result, State
 from mtask.portion import Portion, results_of
 from mtask.requirements import Capabilities
+from mtask.retry import is_wanted
 from mtask.worker.child import BagFrame, Kit
 from mtask.worker.environment import environment_of, pinned
+from mtask.worker.forked import Forked, can_fork
 from mtask.worker.held import Job
 from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
@@ -72,10 +74,13 @@ class FunctionRunner(Runner):
         machine: Capabilities | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child_bytes: int | None = None,
+        forks: bool = False,
     ) -> None:
+        """`forks`: may the first child be a copy of this process?"""
         super().__init__(host, machine=machine)
         self._max_tasks, self._max_memory_bytes = max_tasks_per_child, max_memory_per_child_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._forks = forks
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
         self._stage = stage_folder(host.name)
@@ -140,6 +145,9 @@ class FunctionRunner(Runner):
             return None
         return job, offset, (time.monotonic_ns() - started_ns) / 1e9
 
+    def setup_s(self) -> float | None:
+        return None if self._process is None else self._cell.setup_s()
+
     def outputs(self) -> tuple[int, int]:
         return self._stdout, self._stderr
 
@@ -188,14 +196,15 @@ class FunctionRunner(Runner):
             checkpoints=task.rooted(self.host.checkpoints),
             stage=self._stage,
         )
+        variables = {MARK: self.host.name} | environment_of(share, self._machine)
         with pinned(share):
-            self._process = subprocess.Popen(
+            self._process = self._forked(kit, variables) or subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stdout,
                 stderr=self._stderr,
                 pass_fds=(jobs_out, results_in, cell_fd),
-                env=os.environ | {MARK: self.host.name} | environment_of(share, self._machine),
+                env=os.environ | variables,
                 process_group=0,
             )
         self._share = share
@@ -208,6 +217,10 @@ class FunctionRunner(Runner):
         self._frames, self._known, self._epoch = Frames(), set[str](), 0
         self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
         self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
+
+    def _forked(self, kit: Kit, variables: dict[str, str]) -> Forked | None:
+        forks, self._forks = self._forks and can_fork(), False
+        return Forked(kit, (self._stdout, self._stderr), variables) if forks else None
 
     def _write(self, data: bytes) -> None:
         waiting = bool(self._unwritten)
@@ -335,7 +348,7 @@ class FunctionRunner(Runner):
         jobs = [job for job in self.jobs if job.left]
         if running is not None and (cause is None or (cause.is_failure and running[:2] == self._meant)):
             job, offset, wall_s = running
-            error = why_it_died(status) if cause is None else self._why_stopped(job)
+            error = self._why_it_died(job, status) if cause is None else self._why_stopped(job)
             code = status if cause is None else None
             job.got = offset + 1
             self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
@@ -349,6 +362,18 @@ class FunctionRunner(Runner):
         self.jobs.clear()
         self._forget_child()
         self.host.left_over([job.rest() for job in jobs if job.left])
+
+    def _why_it_died(self, job: Job, status: int) -> Failure:
+        died = why_it_died(status)
+        if self.setup_s() is None:
+            return died
+        names = {Reason.SETUP.value, died.reason.value, died.type}
+        return msgspec.structs.replace(
+            died,
+            reason=Reason.SETUP,
+            message=f"in a setup function: {died.message}",
+            final=not is_wanted(job.held.bag.spec, names),
+        )
 
     def retire(self) -> None:
         """Close the pipe of a child that runs nothing: it ends by itself, or is killed."""
@@ -389,3 +414,4 @@ class FunctionRunner(Runner):
         if os.access(self._stage, os.F_OK):
             shutil.rmtree(self._stage, ignore_errors=True)
         self._process, self.pid, self._cause, self._meant = None, 0, None, None
+        self._setup_over_s = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 __all__ = ["LEAST_TO_SAVE_S", "Options", "time_to_save_s"]
@@ -42,6 +44,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Their ids; None: what the machine has."""
     tags: tuple[str, ...] = ()
     """What its tasks may ask for by name."""
+    roles: tuple[str, ...] | None = None
+    """It serves bags that ask for one of these tags, which it has then, and no others. None: all bags."""
+    takes: Literal["", "auto", "by-backlog"] = ""
+    """From where it takes such a tag, and another one while it runs: see `mtask.roles`."""
     pin: bool = False
     """Give each task CPUs of its own."""
     timeout_s: float | None = None
@@ -50,6 +56,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     lanes: bool = True
     """Serve all lanes of the table's list. False: only the queue itself; nothing is given back in front of it,
     where nobody might look."""
+    orphans: bool = True
+    """Have a process beside it that ends what it leaves behind if it is killed. Not where a batch system does."""
+    forks: bool = False
+    """May the first function's process be a copy of this one, if it is made before anything else is started? Not
+    with a vendor's library in it."""
     submits: bool = True
     """May its tasks submit tasks? Not where the queue ends with the worker."""
     alone: bool = True

@@ -46,3 +46,19 @@ def fail_twice(x: int, folder: str) -> int:
     if len(Path(folder, str(x)).read_text().splitlines()) < 3:
         raise RuntimeError("not yet")
     return 2 * x
+
+
+def after(x: int, folder: str) -> int:
+    """Fails until the gate is open."""
+    if not Path(folder, "gate").exists():
+        time.sleep(1)
+        raise RuntimeError("not yet")
+    return 2 * x
+
+
+def gated(x: int, folder: str, gate: bool) -> int:
+    """Waits until the gate is open, if it is to."""
+    marked(x, folder)
+    while gate and not Path(folder, "gate").exists():
+        time.sleep(0.05)
+    return 2 * x
