@@ -12,7 +12,7 @@ import msgspec
 
 import mtask
 from mtask.errors import BackendError, SchemaError
-from mtask.model import Running, WorkerStatus
+from mtask.heartbeat import Running, WorkerStatus
 from mtask.table import Table
 from mtask.worker.runner import HOSTNAME
 from mtask.worker.service import Service
