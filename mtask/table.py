@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
@@ -156,7 +157,8 @@ class Table(Protocol):
 
     def transaction(self, queue: Queue) -> AbstractContextManager[None]:
         """Within it, what this thread does to this table, to `queue` and to its lanes happens together or not at
-        all where one database holds both; elsewhere each call takes effect by itself, in order."""
+        all where one database holds both. Elsewhere each call takes effect by itself, in order, and this is a
+        `contextlib.nullcontext`, by which a worker knows."""
         ...
 
     def close(self) -> None: ...

@@ -12,7 +12,7 @@ import msgspec
 
 import mtask
 from mtask.errors import BackendError, SchemaError
-from mtask.model import Running, WorkerStatus
+from mtask.heartbeat import Running, WorkerStatus
 from mtask.table import Table
 from mtask.worker.runner import HOSTNAME
 from mtask.worker.service import Service
@@ -24,6 +24,8 @@ __all__ = ["Pulse"]
 
 BEAT_S = 2.0
 """Between two heartbeats, if the table has no `beat_s` of its own."""
+ROLES_BEAT_S = 2.0
+"""At least as often beats who takes its role from the table."""
 LOOK_S = 5.0
 """Between two looks at the table, however rarely the worker beats: a cancelled bag is to stop soon."""
 CLEAN_S = 3600.0
@@ -38,6 +40,8 @@ class Pulse(Service):
         self._worker, self._table = worker, table
         self._wake, self._stopped = threading.Event(), False
         self._beat_s: float = getattr(table, "beat_s", BEAT_S)
+        if worker.options.takes:  # the others of its pool make up for it when it dies
+            self._beat_s = min(self._beat_s, ROLES_BEAT_S)
         self._beat_at_s = 0.0
         """When the next beat is due (monotonic clock)."""
         self._soon = False
@@ -134,6 +138,8 @@ class Pulse(Service):
             failed=worker.failed,
             rate=round(self._rate, 3),
             can=worker.can,
+            roles=worker.roles,
+            takes=worker.options.takes,
             cannot=worker.bags.given_back(),
             started_at=self._started_at,
             used=worker.expenses.by_bag(),

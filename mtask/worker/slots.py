@@ -10,19 +10,7 @@ from mtask.worker.held import Job
 from mtask.worker.room import Share
 from mtask.worker.runner import Host, Runner
 
-__all__ = ["Slot", "room_behind"]
-
-QUEUED_S = 0.1
-"""A slot is given so much work in advance, by the pace of late: enough that it never waits for the
-next message, too little to be missed elsewhere."""
-MOST_QUEUED = 32
-
-
-def room_behind(message_s: float | None) -> int:
-    """How many messages, which take so long each, may wait behind the one that a slot runs."""
-    if not message_s or message_s > QUEUED_S / 2:
-        return 0
-    return min(MOST_QUEUED, int(QUEUED_S / message_s))
+__all__ = ["Slot"]
 
 
 class Slot:

@@ -6,8 +6,6 @@ import csv
 import importlib
 import json
 import os
-import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,8 +22,6 @@ from xml.sax.saxutils import escape
 import pytest
 
 from examples.arxiv import classify, data, evaluate, fetch
-from examples.genomics import align, check, prepare
-from examples.genomics.fasta import read_fasta, reverse_complement, write_fasta
 
 ROOT = Path(__file__).parents[2]
 
@@ -314,137 +310,7 @@ def test_the_confusion_matrix_as_text() -> None:
     ]
 
 
-# --- genomics -------------------------------------------------------------------------------------------
-
-
-def results_of(tasks: Path, results: Path) -> None:
-    """What `mtask run --call align:align` and `mtask results` do, in a few lines."""
-    with tasks.open(newline="") as source, results.open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(("id", "reads", "db", "state", "total", "mapped", "positions"))
-        for row in csv.DictReader(source):
-            value = align.align(row["reads"], row["db"])
-            writer.writerow(
-                (*row.values(), "done", value["total"], value["mapped"], json.dumps(value["positions"]))
-            )
-
-
-def test_fasta_there_and_back(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_text(">one of them\nACgt\nNN\n\n>empty\n>two\nA")
-    records = [("one", "ACGTNN"), ("empty", ""), ("two", "A")]
-    assert list(read_fasta(path)) == records
-    write_fasta(path, records)
-    assert list(read_fasta(path)) == records
-    assert reverse_complement("AACGTN") == "NACGTT"
-    path.write_text("ACGT\n")
-    with pytest.raises(ValueError, match=r"a.fa:1: sequence before"):
-        list(read_fasta(path))
-
-
-def test_prepare_writes_what_the_readme_says_and_replaces_what_it_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    genome = prepare.random_genome(2_000)
-    reads = prepare.simulate(genome, 10)
-    assert prepare.prepare(Path("work"), genome, reads, chunk=2) == 5
-    assert prepare.prepare(Path("work"), genome, reads, chunk=4) == 3
-    with (tmp_path / "work/tasks.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    work = tmp_path.resolve() / "work"
-    assert rows == [
-        {"id": f"chunk-{n:04d}", "reads": f"{work}/reads/chunk-{n:04d}.fa", "db": f"{work}/genome.fa"}
-        for n in range(3)
-    ]
-    assert [read for row in rows for read in read_fasta(row["reads"])] == reads
-    assert sorted(path.name for path in (work / "reads").iterdir()) == [f"{row['id']}.fa" for row in rows]
-    assert list(read_fasta(work / "genome.fa")) == [("genome", genome)]
-
-
-def test_prepare_refuses_reads_of_the_same_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the same name"):
-        prepare.prepare(tmp_path, "ACGT", [("one", "ACGT"), ("one", "TTTT")])
-
-
-def test_align_finds_the_true_place_of_more_than_95_percent(tmp_path: Path) -> None:
-    genome = prepare.random_genome()
-    prepare.prepare(tmp_path, genome, prepare.simulate(genome, 300))
-    results_of(tmp_path / "tasks.csv", tmp_path / "results.csv")
-    reads = {name: read for path in (tmp_path / "reads").glob("*.fa") for name, read in read_fasta(path)}
-    true = check.truth(reads)
-    assert {strand for _, strand in true.values()} == {"+", "-"}
-    same, _, _ = check.agreement(true, check.from_results(tmp_path / "results.csv"))
-    assert same / len(true) > 0.95
-
-
-def test_align_places_nothing_that_is_not_there(tmp_path: Path) -> None:
-    rng = random.Random(1)
-    write_fasta(tmp_path / "genome.fa", [("genome", prepare.random_genome())])
-    reads = {f"r{n}": "".join(rng.choices("ACGT", k=300)) for n in range(100)}
-    write_fasta(
-        tmp_path / "reads.fa", [*reads.items(), ("short", "ACG"), ("empty", ""), ("unread", "N" * 100)]
-    )
-    value = align.align(str(tmp_path / "reads.fa"), str(tmp_path / "genome.fa"))
-    assert value == {"total": 103, "mapped": 0, "positions": {}}
-
-
-def test_a_read_may_hang_over_either_end_of_the_genome() -> None:
-    genome = prepare.random_genome(1_000)
-    index = {genome[at : at + align.WORD]: [at] for at in range(len(genome) - align.WORD + 1)}
-    assert align.place("N" * 10 + genome[:50], genome, index) == (-9, "+", 50)
-    assert align.place(reverse_complement(genome[-50:] + "N" * 10), genome, index) == (951, "-", 50)
-
-
-def test_align_refuses_a_genome_of_several_sequences(tmp_path: Path) -> None:
-    write_fasta(tmp_path / "genome.fa", [("one", "ACGT"), ("two", "ACGT")])
-    with pytest.raises(ValueError, match="one sequence is needed, there are 2"):
-        align.align(str(tmp_path / "genome.fa"), str(tmp_path / "genome.fa"))
-
-
-def test_agreement_counts_the_same_place_on_the_same_strand() -> None:
-    ours = {"a": (100, "+"), "b": (100, "+"), "c": (100, "-"), "d": (5, "+")}
-    theirs = {"a": (110, "+"), "b": (111, "+"), "c": (100, "+"), "e": (5, "+")}
-    assert check.agreement(ours, theirs, within=10) == (1, 3, 2)
-
-
-def test_blastn_tables_are_read_as_places_of_whole_reads(tmp_path: Path) -> None:
-    rest = "\t99.0\t90\t1\t0\t"
-    (tmp_path / "chunk-0000.fa.tsv").write_text(
-        f"ahead\tgenome{rest}11\t100\t510\t599\t1e-40\t150\n"
-        f"ahead\tgenome{rest}1\t30\t9001\t9030\t1e-9\t50.1\n"
-        f"back\tgenome{rest}11\t90\t580\t501\t1e-40\t150\n"
-    )
-    reads = {"ahead": "N" * 100, "back": "N" * 100}
-    assert check.from_blast(tmp_path, reads) == {"ahead": (500, "+"), "back": (491, "-")}
-
-
-@pytest.mark.skipif(shutil.which("blastn") is None, reason="no blastn: apt-get install ncbi-blast+")
-def test_blastn_and_align_agree(tmp_path: Path) -> None:
-    genome = prepare.random_genome()
-    prepare.prepare(tmp_path, genome, prepare.simulate(genome, 100), chunk=50)
-    with (tmp_path / "tasks.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            command = "blastn -query {reads} -db {db} -outfmt 6 -out {reads}.tsv"
-            subprocess.run([word.format(**row) for word in command.split()], check=True)
-    results_of(tmp_path / "tasks.csv", tmp_path / "results.csv")
-    script = [
-        sys.executable,
-        "-m",
-        "examples.genomics.check",
-        str(tmp_path / "results.csv"),
-        "--work",
-        str(tmp_path),
-    ]
-    printed = subprocess.run(script, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    shares = {
-        line.split(":")[0]: float(line.split("(")[1][:5]) for line in printed.splitlines() if "(" in line
-    }
-    assert set(shares) == {"truth and align", "truth and blastn", "align and blastn"}
-    assert min(shares.values()) > 0.95
-
-
-@pytest.mark.parametrize("module", ["arxiv.fetch", "arxiv.evaluate", "genomics.prepare", "genomics.check"])
+@pytest.mark.parametrize("module", ["arxiv.fetch", "arxiv.evaluate"])
 def test_every_script_says_what_it_does(module: str) -> None:
     command = [sys.executable, "-m", f"examples.{module}", "--help"]
     assert "usage:" in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
