@@ -113,12 +113,11 @@ class CondorQueue:
             for batch in fresh:
                 self._submit(batch)
             self._recover()
-            if (
-                self._collecting is not None
-                and self.address.folder.is_dir()
-                and Batch.all(self.address.folder)
-            ):
-                self._collecting.ensure()
+            if self._collecting is not None and Batch.all(self.address.folder):
+                try:
+                    self._collecting.ensure()
+                except BackendError:  # a schedd may refuse such jobs: then who waits collects
+                    self._collecting = None
 
     @property
     def collects(self) -> bool:
