@@ -121,5 +121,6 @@ def _caller(setup: Setup[..., Any], function: Callable[..., Any], columns: Seque
     def stand_in(*args: Any, **kwargs: Any) -> None:
         setup(*args, **kwargs)
 
+    stand_in.__qualname__ = setup.function.__qualname__
     stand_in.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return Binder(stand_in, columns, spare=columns).caller()

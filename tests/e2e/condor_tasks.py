@@ -62,3 +62,16 @@ def gated(x: int, folder: str, gate: bool) -> int:
     while gate and not Path(folder, "gate").exists():
         time.sleep(0.05)
     return 2 * x
+
+
+def fill_disk(x: int, gate: str) -> str:
+    """Leaves no room in its folder, unless the gate is open."""
+    if not Path(gate).exists():
+        try:
+            with Path("large").open("wb", buffering=0) as file:
+                for size in (65536, 4096, 1):
+                    while file.write(bytes(size)) == size:
+                        pass
+        except OSError:
+            pass
+    return "x" * 10_000
