@@ -28,6 +28,7 @@ _HOMES = {
     "checkpoint_dir": "task",
     "stopping": "task",
     "submit": "task",
+    "setup": "setups",
     "Executor": "executor",
     "Manager": "manager",
     "Result": "model",
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 the functions first
     "connect",
     "map",
     "submit",
+    "setup",
     "stopping",
     "checkpoint_dir",
     "Executor",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from mtask.local import map  # noqa: A004 as the builtin, on many cores
     from mtask.manager import Manager, connect
     from mtask.model import Bag, Counts, Result, Spec, State
+    from mtask.setups import setup
     from mtask.task import Fail, Retry, checkpoint_dir, stopping, submit
 
 

@@ -27,7 +27,7 @@ from mtask.model import ID_COLUMN
 from mtask.requirements import REQUIREMENT_COLUMNS
 from mtask.sources.base import Chunk, shorten
 
-__all__ = ["Binder", "resolve", "user_traceback"]
+__all__ = ["Binder", "hints_of", "resolve", "scope_of", "user_traceback"]
 
 Function = Callable[..., Any]
 
@@ -312,7 +312,7 @@ class Binder:
         return "\n".join(lines)
 
     def _choose_codecs(self) -> list[Codec]:
-        hints = _hints(self.function, self.signature)
+        hints = hints_of(self.function, self.signature)
         codecs = []
         rest = next(
             (each.name for each in self.signature.parameters.values() if each.kind is each.VAR_KEYWORD), ""
@@ -367,8 +367,8 @@ def _complaint(value: Any, codec: Codec, error: Exception) -> str:
     return problem
 
 
-def _hints(function: Function, signature: inspect.Signature) -> dict[str, Any]:
-    """The parameters' annotations; one that can't be resolved counts as none."""
+def scope_of(function: Function) -> dict[str, Any]:
+    """The names of the module in which it was written."""
     while isinstance(function, functools.partial):
         function = function.func
     owner: Any = inspect.unwrap(function)
@@ -376,7 +376,13 @@ def _hints(function: Function, signature: inspect.Signature) -> dict[str, Any]:
         owner = getattr(owner, "__init__" if "__init__" in vars(owner) else "__new__")
     elif not inspect.isroutine(owner):
         owner = type(owner).__call__
-    scope = getattr(inspect.unwrap(getattr(owner, "__func__", owner)), "__globals__", {})
+    scope: dict[str, Any] = getattr(inspect.unwrap(getattr(owner, "__func__", owner)), "__globals__", {})
+    return scope
+
+
+def hints_of(function: Function, signature: inspect.Signature) -> dict[str, Any]:
+    """The parameters' annotations; one that can't be resolved counts as none."""
+    scope = scope_of(function)
     hints: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if parameter.annotation is parameter.empty:

@@ -21,9 +21,10 @@ from mtask.settings import Urls, find_urls
 from mtask.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mtask.append import Known
+    from mtask.roles import Roles
     from mtask.sources import Source
     from mtask.submitting import Prepared
 
@@ -235,6 +236,22 @@ class Manager:
             else:
                 hint = f"there are {', '.join(names[-20:])}" if names else "there is none at all"
             raise BagNotFoundError(f"there is no bag {name!r}{where}; {hint}") from None
+
+    def roles(self) -> Roles:
+        """Which roles the workers serve that serve roles only, and how they were to be split; see docs/roles.md."""
+        from mtask.roles import roles_of
+
+        return roles_of(self.table)
+
+    def set_roles(self, want: Mapping[str, int], *, new: bool = False) -> None:
+        """Have so many of the workers with `--roles auto` serve each role, within 10 s; `{}` takes the roles away.
+
+        The numbers are shares if there are more or fewer such workers. Raises UsageError for a role that no bag asks
+        for and no worker serves, unless `new` says that it is meant.
+        """
+        from mtask.roles import set_roles
+
+        set_roles(self.table, want, new=new)
 
     def bags(self) -> list[BagHandle]:
         """All, oldest first."""

@@ -95,6 +95,8 @@ class Reason(StrEnum):
     """The workers that ran it died, `max_deliveries` times."""
     MEMORY = "memory"
     """It took more than it may."""
+    SETUP = "setup"
+    """A function that it needs first (`mtask.setup`) raised, crashed, or took too long."""
     STAGING = "staging"
     """An input could not be fetched, or an output was not written or could not be put in its place."""
     EXPIRED = "expired"
@@ -373,6 +375,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Tasks that ended a second, of late."""
     can: Capabilities = Capabilities()
     """All of its slots together."""
+    roles: tuple[str, ...] | None = None
+    """Those of its tags that a bag must ask for to be served; None: it serves all bags."""
+    takes: str = ""
+    """From where it has its role: `auto`, `by-backlog`; empty: it was started with it."""
     cannot: dict[str, str] = {}
     """Bags, by uid, whose tasks it gives back to others, and why."""
     used: dict[str, dict[str, float]] = {}

@@ -17,8 +17,10 @@ __all__ = [
     "Capabilities",
     "Lane",
     "Requirements",
+    "can_with",
     "find_lane",
     "front_of",
+    "lacking",
     "parse_priority",
     "parse_size",
     "parse_tags",
@@ -104,6 +106,20 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         if needs.only_on and not set(needs.only_on) & set(self.tags):
             return f"one of the tags {', '.join(needs.only_on)}"
         return ""
+
+
+def lacking(can: Capabilities, roles: tuple[str, ...] | None, needs: Requirements) -> str:
+    """What a worker of this kind lacks for such a task, if it serves only those that ask for one of its roles
+    (None: all). Empty: it can run it when it is free."""
+    if roles is not None and not {*needs.tags, *needs.only_on} & set(roles):
+        asked = {tag for tag in needs.tags if not tag.startswith("!")} | set(needs.only_on)
+        return f"the role {' or '.join(sorted(asked))}" if asked else "a worker without --roles"
+    return can.lacks(needs)
+
+
+def can_with(own: Capabilities, roles: Iterable[str]) -> Capabilities:
+    """The same with these roles among its tags."""
+    return msgspec.structs.replace(own, tags=tuple(dict.fromkeys((*own.tags, *roles))))
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,7 +16,7 @@ def is_last(spec: Spec, result: Result) -> bool:
     if result.attempt > spec.retries or (error is not None and error.final):
         return True
     # What a function raised was judged where it was raised, by its class and the bases of that.
-    if error is None or error.reason is Reason.RAISED or not (spec.retry_on or spec.no_retry):
+    if error is None or error.reason in (Reason.RAISED, Reason.SETUP) or not (spec.retry_on or spec.no_retry):
         return False
     return not is_wanted(spec, names_of(error, result.exit_code))
 

@@ -14,6 +14,8 @@ import msgspec
 from mtask.costs import Cost
 from mtask.errors import BackendError
 from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStatus
+from mtask.requirements import Requirements, can_with, lacking
+from mtask.roles import BY_BACKLOG, role_of
 from mtask.table import Table
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = [
     "headline",
     "status_of",
     "summarize",
+    "unable",
     "unserved",
 ]
 
@@ -156,12 +159,23 @@ def unserved(bag: Bag, workers: Sequence[WorkerStatus]) -> list[str]:
     found = [
         f"needs {lane.requires}: {those}"
         for lane in bag.lanes
-        if all(worker.can.lacks(lane.requires) for worker in workers)
+        if all(unable(worker, lane.requires) for worker in workers)
     ]
+    if not bag.lanes and all(unable(worker, Requirements()) for worker in workers):
+        found.append("asks for no role, and all workers serve roles only (`--roles`)")
     refusals = [worker.cannot.get(bag.uid) for worker in workers]
     if all(refusals):
         found.append(f"no worker can run it: {refusals[0]}")
     return found
+
+
+def unable(worker: WorkerStatus, needs: Requirements) -> str:
+    """What a worker lacks for such a task; of roles, those count that it has now, or can come to by itself."""
+    lacks = lacking(worker.can, worker.roles, needs)
+    if not lacks or worker.takes != BY_BACKLOG:
+        return lacks
+    role = role_of(needs, set(worker.can.tags) - set(worker.roles or ()))
+    return lacks if not role else lacking(can_with(worker.can, (role,)), (role,), needs)
 
 
 def group_failures(results: Iterable[Result]) -> list[FailureGroup]:

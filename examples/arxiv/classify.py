@@ -1,4 +1,7 @@
-"""The task: `mtask run tasks.csv --call examples.arxiv.classify:predict`."""
+"""The tasks: what is a paper about, and which part of it?
+
+`main_topic` asks two models. Each topic that they name gets the paper, as a task of a bag of its own: `sub_topic`.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,70 @@ import os
 from pathlib import Path
 from typing import Any
 
+import mtask
 from examples.arxiv.data import WORK
 
+MARKS = ((0.6, ""), (0.4, "?"), (0.0, "???"))
+"""What is put behind a sub-topic whose probability is at least so high."""
 
-def predict(title: str, abstract: str) -> dict[str, Any]:
-    """The topic of a paper, and by how much it won over the second best."""
-    model = load_model(os.environ.get("ARXIV_WORK", str(WORK)))
-    scores = model.decision_function([text_of(title, abstract)])[0]
-    best = scores.argsort()[::-1]
+
+def main_topic(id: str, title: str, abstract: str, bag: str = "papers") -> dict[str, Any]:
+    """Send the paper to one topic, or to two if the models disagree.
+
+    `bag`: the topics' bags are BAG-physics, BAG-math, and so on. Each asks for workers with its topic as a tag.
+    """
+    answers = topics_of(title, abstract)
+    for topic in answers["topics"]:
+        row = {"id": id, "topic": topic, "title": title, "abstract": abstract}
+        mtask.submit([row], call=sub_topic, bag=f"{bag}-{topic}", tags=(topic,))
+    return answers
+
+
+def sub_topic(topic: str, title: str, abstract: str) -> dict[str, Any]:
+    """The part of the topic, marked `?` or `???` if the model isn't sure."""
+    model = load(topic)
+    chances = model.predict_proba([text_of(title, abstract)])[0]
+    best = chances.argmax()
     return {
-        "topic": str(model.classes_[best[0]]),
-        "margin": round(float(scores[best[0]] - scores[best[1]]), 4),
+        "sub_topic": marked(str(model.classes_[best]), chances[best]),
+        "chance": round(float(chances[best]), 3),
     }
 
 
-@functools.cache
-def load_model(work: str) -> Any:
-    """Once for each process: this takes longer than a thousand predictions.
+def topics_of(title: str, abstract: str) -> dict[str, Any]:
+    """What each of the two models says, and the topics that follow from it."""
+    text = [text_of(title, abstract)]
+    answers = {name: str(model.predict(text)[0]) for name, model in load("main").items()}
+    return {**answers, "topics": sorted(set(answers.values()))}
 
-    Loading a joblib file runs what is in it: only ever load one that your own train.py wrote.
-    """
-    import joblib
 
-    return joblib.load(Path(work) / "model.joblib")
+def marked(name: str, chance: float) -> str:
+    return name + next(mark for least, mark in MARKS if chance >= least)
 
 
 def text_of(title: str, abstract: str) -> str:
-    """What the model reads of a paper."""
+    """What the models read of a paper. Raises mtask.Fail: without an abstract they can't say anything."""
+    if not abstract.strip():
+        raise mtask.Fail("the abstract is empty: there is nothing to classify")
     return f"{title}\n{abstract}"
+
+
+def load(name: str) -> Any:
+    """A model that train.py wrote: of a topic, or the two of `main`. Once in each process."""
+    return _load(Path(os.environ.get("ARXIV_WORK", WORK)) / f"{name}.joblib")
+
+
+@functools.cache
+def _load(path: Path) -> Any:
+    """Loading a joblib file runs what is in it: only ever load one that your own train.py wrote."""
+    import joblib
+
+    train = f"`python -m examples.arxiv.train --work {path.parent}` writes it"
+    if not path.exists():
+        raise mtask.Fail(f"there is no model {path}; {train}")
+    try:
+        return joblib.load(path)
+    except Exception as error:  # unpickling raises whatever the file makes it raise
+        raise mtask.Fail(
+            f"the model {path} can't be read ({type(error).__name__}: {error}); {train}"
+        ) from error

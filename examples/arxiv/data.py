@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+from examples.arxiv.topics import sub_topic_of
+
 HERE = Path(__file__).parent
 WORK = HERE / "work"
 SHARED = HERE.parents[2] / "shared/data/arxiv/arxiv_5topic.jsonl"
@@ -13,16 +15,36 @@ SHARED = HERE.parents[2] / "shared/data/arxiv/arxiv_5topic.jsonl"
 Document = dict[str, str]
 
 _WORDS = {
-    "Physics": "quantum photon galaxy spin lattice neutrino boson plasma superconducting magnetic laser "
-    "gravitational cosmological scattering collider quark redshift stellar phonon entanglement",
-    "math": "theorem manifold proof algebra cohomology conjecture operator bounded lemma polynomial "
-    "topology ergodic holomorphic prime homotopy elliptic sheaf compact convex martingale",
-    "bio": "protein gene cell neuron species mutation genome epidemic enzyme tumour population synaptic "
-    "phylogenetic bacteria RNA ecological infection membrane evolutionary cortex",
-    "compsci": "network algorithm learning software compiler dataset training complexity graph security "
-    "robot database language transformer benchmark cache encryption segmentation recommender parser",
-    "finance": "market portfolio volatility option price risk stock hedging credit trading return asset "
-    "liquidity investor arbitrage interest bond insurance pricing default",
+    "bio": {
+        "Neuro": "neuron synaptic cortex spike brain",
+        "Genomics": "gene genome mutation sequencing RNA",
+        "Evolution": "species population phylogenetic fitness ecological",
+        "Molecular networks": "protein enzyme binding membrane folding",
+    },
+    "compsci": {
+        "AI & learning": "network learning training dataset transformer",
+        "Theory": "algorithm complexity graph approximation automata",
+        "Systems": "compiler software cache robot benchmark",
+        "Databases & retrieval": "database query recommender ranking index",
+    },
+    "finance": {
+        "Computational finance": "option pricing hedging volatility bond",
+        "Markets": "market trading liquidity order investor",
+        "Portfolio management": "portfolio asset allocation return stock",
+        "Risk management": "risk credit default insurance capital",
+    },
+    "math": {
+        "Algebra": "algebra sheaf prime elliptic ring",
+        "Topology": "manifold homotopy cohomology knot topology",
+        "Analysis": "operator bounded holomorphic ergodic convex",
+        "Other": "theorem proof lemma martingale conjecture",
+    },
+    "physics": {
+        "Astro": "galaxy redshift stellar cosmological supernova",
+        "Condensed matter": "lattice spin superconducting phonon magnetic",
+        "High energy": "boson quark collider neutrino scattering",
+        "Quantum": "quantum photon entanglement qubit laser",
+    },
 }
 _COMMON = (
     "we show that the a of in for with and is this new model method results data paper study approach "
@@ -32,48 +54,53 @@ _COMMON = (
 
 
 def synthetic(count: int = 400, seed: int = 0) -> list[Document]:
-    """Made-up abstracts: a tenth of the words tell the topic, one word in forty tells a wrong one.
+    """Made-up abstracts: a tenth of the words tell the topic and its part, one word in forty tells wrong ones.
 
     They hold what makes real ones hard to carry in a CSV: line ends, quotes, commas, LaTeX.
     """
     rng = random.Random(seed)
-    common, vocabulary = _COMMON.split(), {topic: words.split() for topic, words in _WORDS.items()}
-    topics = sorted(vocabulary)
-
-    def word(topic: str) -> str:
-        draw = rng.random()
-        if draw < 0.1:
-            return rng.choice(vocabulary[topic])
-        return rng.choice(vocabulary[rng.choice(topics)] if draw < 0.125 else common)
-
+    common = _COMMON.split()
+    parts = [(topic, part) for topic in sorted(_WORDS) for part in sorted(_WORDS[topic])]
     documents = []
     for number in range(count):
-        topic = topics[number % len(topics)]
-        words = [word(topic) for _ in range(rng.randint(60, 100))]
+        topic, part = parts[number % len(parts)]
+
+        def word(topic: str = topic, part: str = part) -> str:
+            draw = rng.random()
+            if draw < 0.125:
+                own = (topic, part) if draw < 0.1 else rng.choice(parts)
+                return rng.choice(_WORDS[own[0]][own[1]].split())
+            return rng.choice(common)
+
+        words = [word() for _ in range(rng.randint(60, 100))]
         words[20] += ","
         words[30] = f'"{words[30]}"'
         words[40] += f"\n$\\alpha_{{{number}}} \\to \\mathcal{{O}}(n^2)$"
         documents.append(
             {
                 "id": f"synthetic-{number:05d}",
-                "title": " ".join(word(topic) for _ in range(8)).capitalize(),
+                "title": " ".join(word() for _ in range(8)).capitalize(),
                 "abstract": " ".join(words) + ".",
-                "category": topic,
                 "topic": topic,
-                "source": "synthetic",
+                "sub_topic": part,
             }
         )
     return documents
 
 
 def read(path: Path) -> list[Document]:
-    """Read JSON Lines. A document without an id gets one from its line; an id may be there only once."""
+    """Read JSON Lines. A document without an id gets one from its line; an id may be there only once.
+
+    Its sub-topic follows from its category, and is empty if that tells none.
+    """
     documents: list[Document] = []
     lines: dict[str, int] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             document: Document = json.loads(line)
             document["id"] = document["id"] or f"line-{number}"
+            document["topic"] = document["topic"].lower()
+            document["sub_topic"] = sub_topic_of(document["category"]) or ""
             if document["id"] in lines:
                 raise ValueError(
                     f"{path}:{number}: {document['id']} is on line {lines[document['id']]} already"

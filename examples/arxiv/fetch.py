@@ -19,16 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from examples.arxiv.topics import ARCHIVES, topic_of
+
 ENDPOINT = "https://export.arxiv.org/api/query"
 USER_AGENT = "mtask-example/0.1 (titles and abstracts, one request in 3 s)"
-ARCHIVES = {
-    "Physics": "astro-ph cond-mat gr-qc hep-ex hep-lat hep-ph hep-th math-ph nucl-ex nucl-th physics quant-ph",
-    "math": "math nlin stat",
-    "bio": "q-bio",
-    "compsci": "cs",
-    "finance": "q-fin",
-}
-_TOPICS = {archive: topic for topic, archives in ARCHIVES.items() for archive in archives.split()}
 _XML = {
     "atom": "http://www.w3.org/2005/Atom",
     "arxiv": "http://arxiv.org/schemas/atom",
@@ -40,11 +34,6 @@ class Page(NamedTuple):
     total: int
     """How many papers the whole query has, over all pages."""
     papers: list[dict[str, str]]
-
-
-def topic_of(category: str) -> str | None:
-    """The topic of a primary category such as `q-bio.NC`; None: of none of the five (`eess`, `econ`)."""
-    return "compsci" if category == "stat.ML" else _TOPICS.get(category.partition(".")[0])
 
 
 def parse(document: bytes) -> Page:

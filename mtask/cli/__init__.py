@@ -16,6 +16,7 @@ VERBS = {
     "run": "run",
     "submit": "run",
     "worker": "work",
+    "roles": "roles",
     "fleet": "fleet",
     "wait": "collect",
     "collect": "collect",

@@ -44,7 +44,7 @@ def of_workers(needs: Sequence[Requirements], workers: Sequence[WorkerStatus]) -
         return
     one = len(workers) == 1
     none = "the only worker doesn't have" if one else f"none of the {len(workers):,} workers has"
-    unmet = dict.fromkeys(filter(None, (_lacked(each, [worker.can for worker in workers]) for each in needs)))
+    unmet = dict.fromkeys(filter(None, (_lacked(each, workers) for each in needs)))
     for what in list(unmet)[:MOST_NOTES]:
         tasks = "the tasks" if len(needs) == 1 else "some tasks"
         yield f"note: needs {what}: {none} that; {tasks} wait for one that does"
@@ -52,9 +52,11 @@ def of_workers(needs: Sequence[Requirements], workers: Sequence[WorkerStatus]) -
         yield f"note: and {len(unmet) - MOST_NOTES:,} other needs that no worker meets"
 
 
-def _lacked(needs: Requirements, workers: Sequence[Capabilities]) -> str:
+def _lacked(needs: Requirements, workers: Sequence[WorkerStatus]) -> str:
     """What none of them has; empty: one of them has all."""
-    lacks = {can.lacks(needs) for can in workers}
+    from mtask.status import unable
+
+    lacks = {unable(worker, needs) for worker in workers}
     if "" in lacks:
         return ""
     return lacks.pop() if len(lacks) == 1 else str(needs)

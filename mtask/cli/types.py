@@ -22,6 +22,7 @@ __all__ = [
     "PerMessage",
     "Priority",
     "Rate",
+    "Roles",
     "Size",
     "Staged",
     "Tags",
@@ -115,6 +116,17 @@ class Tags(_Parsed[tuple[str, ...]]):
         if unfit and not self._negative:
             raise ValueError(f"{unfit[0]!r}: only --tags of tasks may say which tag a worker must not have")
         return tags
+
+
+class Roles(_Parsed[tuple[str, ...]]):
+    """At least one, separated by commas; or `auto` or `by-backlog`."""
+
+    name = "roles"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        from mtask.roles import parse_roles
+
+        return parse_roles(text)
 
 
 class Priority(_Parsed[int]):

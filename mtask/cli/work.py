@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtask.cli.common import Duration, Whole, connect, places
-from mtask.cli.types import Cpus, GpuIds, Memory, Size, Tags
+from mtask.cli.types import Cpus, GpuIds, Memory, Roles, Size, Tags
 
 if TYPE_CHECKING:
     from mtask.bag import BagHandle
@@ -119,6 +119,13 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="TAG,…",
     help="What it has, or where it is, for tasks that ask for that.  [default: MTASK_TAGS]",
 )
+@click.option(
+    "--roles",
+    type=Roles(),
+    metavar="TAG,…|auto|by-backlog",
+    help="Serve only bags that ask for one of these tags, which it has then. auto: for the one that `mtask roles set` "
+    "gives it, by-backlog: for one that has open tasks; either may change while it runs.",
+)
 @click.option("--pin", is_flag=True, help="Keep each task on CPUs of its own.")
 @places
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -136,8 +143,10 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
 
         check(settings["checkpoints"])
     settings["tags"] = settings["tags"] or ()
+    roles = settings.pop("roles")
     with connect(queue, table) as manager:
         _check_pulled(manager)
+        settings |= _roles(manager, roles)
         made = make_worker(manager, say=_say, alone=False, **settings)
         if not quiet:
             slots = "1 slot" if len(made.slots) == 1 else f"{len(made.slots)} slots"
@@ -147,6 +156,19 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         if not quiet:
             click.echo(f"worker {made.name}: {made.done:,} done, {made.failed:,} failed attempts", err=True)
     return 0
+
+
+def _roles(manager: Manager, roles: tuple[str, ...] | None) -> dict[str, Any]:
+    """The settings of a worker with these. Says which of them nobody asks for."""
+    from mtask.roles import POOLS, roles_in, unknown_roles
+
+    if roles is None:
+        return {}
+    if roles[0] in POOLS:
+        return {"takes": roles[0]}
+    if problem := unknown_roles(roles, roles_in(manager.table.bags())):
+        _say(f"{problem}. The worker waits for one that does")
+    return {"roles": roles}
 
 
 def _check_pulled(manager: Manager) -> None:

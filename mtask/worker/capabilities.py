@@ -28,7 +28,7 @@ def found(options: Options, *, root: Path = _ROOT) -> Capabilities:
         cpus=float(options.slots) if options.cpus is None else options.cpus,
         memory_bytes=memory_of_machine(root) if options.memory_bytes is None else options.memory_bytes,
         gpus=_gpus() if options.gpus is None else options.gpus,
-        tags=options.tags,
+        tags=tuple(dict.fromkeys((*options.tags, *(options.roles or ())))),
     )
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mtask import task
+from mtask import setups, task
 from mtask.errors import MtaskError, UnavailableError, UsageError
 from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
 from mtask.portion import Done, line_of
@@ -31,6 +31,7 @@ from mtask.values import encode_value
 from mtask.worker.failure import describe
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
+from mtask.worker.preparing import Watch, prepared
 from mtask.worker.wire import ANSWER, BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, SUBMIT, Cell, frame
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Child:
         self.asked, self.ahead = 0, deque[tuple[int, int, int, bytes]]()
         """How often it asked the supervisor for something, and what came before the answer."""
         task.set_context(self.context)
+        self.watch = Watch(self.cell, self.used)
+        setups.set_watch(self.watch.during)
         self.stage_folder = kit.stage
         self.stage: Stage | None = None
         """Made for the first task that has inputs or outputs."""
@@ -217,6 +220,7 @@ class Child:
     ) -> None:
         value, error = NO_VALUE, None
         self.outputs_to = {}
+        self.watch.begin()
         started_us, started_ns = time.time_ns() // 1000, time.monotonic_ns()
         try:
             if isinstance(caller, Failure):
@@ -232,7 +236,9 @@ class Child:
                     self._put_outputs()
         except BaseException as raised:
             error = getattr(raised, "staging", None) or describe(raised, spec=self.bags[message.uid].spec)
-        wall_ns = time.monotonic_ns() - started_ns
+        took_ns = self.watch.took_ns
+        wall_ns = time.monotonic_ns() - started_ns - took_ns
+        started_us += took_ns // 1000
         if self.forked:  # a copy of this process, which the task made and didn't end
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
@@ -240,7 +246,9 @@ class Child:
         if self.stage is not None:
             self.stage.close()
         wall_us, used = wall_ns // 1000, self.used
-        spent_s = used.look() if started_ns + wall_ns > used.looked_ns + QUICK_NS else 0.0
+        spent_s = self.watch.cpu_s
+        if started_ns + took_ns + wall_ns > used.looked_ns + QUICK_NS:
+            spent_s += used.look()
         stdout, stderr = self._printed(self.bags[message.uid].spec.tail_bytes)
         os.fchdir(self.home)
         index = message.first + offset
@@ -314,7 +322,8 @@ class Child:
                 columns, used = (message.columns, ()) if staging is None else (staging.columns, staging.used)
                 spare = (spec.key, spec.serial, *used)
                 call = Binder(function, columns, textual=False, spare=spare).caller()
-                self.callers[key] = call if staging is None else self._staged(call, staging)
+                call = call if staging is None else self._staged(call, staging)
+                self.callers[key] = prepared(call, function, message.columns, {*spec.inputs, *spec.outputs})
             except MtaskError as error:
                 return Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
             except BaseException as error:

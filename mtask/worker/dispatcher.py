@@ -167,7 +167,9 @@ class Dispatcher:
         if running is None:
             return
         held, since_s = running[0].held, running[2]
-        size = self._piece_size(runner, *running) if self._limits.workers_send else None
+        # A setup function says nothing of the tasks' pace.
+        cuts = self._limits.workers_send and runner.setup_s() is None
+        size = self._piece_size(runner, *running) if cuts else None
         stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
         if not (size or stuck):
             return
@@ -205,6 +207,19 @@ class Dispatcher:
             and self._may_give_back(self.ready[-1])
         ):
             self.give_back(self.ready.pop())
+
+    def keep_only(self, serves: Callable[[Lane], bool]) -> None:
+        """Give back what hasn't started of other lanes than these."""
+        for slot in self._slots:
+            if slot.runner is not None and any(not serves(job.held.lane) for job in slot.jobs):
+                self.ready.extend(slot.runner.cut())
+        ready = list(self.ready)
+        self.ready.clear()
+        for job in ready:
+            if serves(job.held.lane) or not self._may_give_back(job):
+                self.ready.append(job)
+            else:
+                self.give_back(job)
 
     def drain(self, list_lane: Callable[[Lane], None]) -> None:
         """From now on what is given back goes where it is received first, if it would have to wait for others;

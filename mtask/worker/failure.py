@@ -33,6 +33,9 @@ def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec
     except Exception as broken:  # an exception can override all that is asked of it here
         text = f"its traceback can't be shown: {type(broken).__name__}"
     kind = type(error)
+    setup = getattr(error, "mtask_setup", None)
+    if setup is not None:
+        reason = Reason.SETUP
     name = (
         kind.__qualname__
         if kind.__module__ in ("builtins", "__main__")
@@ -41,7 +44,7 @@ def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec
     return Failure(
         reason=reason,
         type=_storable(name),
-        message=_storable(_message_of(error)[:4096]),
+        message=_storable(f"{f'the setup function {setup}: ' if setup else ''}{_message_of(error)}"[:4096]),
         traceback=_storable(text[-16384:]),
         final=isinstance(error, task.Fail)
         or (spec is not None and not is_wanted(spec, _names(kind, reason))),

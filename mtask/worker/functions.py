@@ -16,9 +16,10 @@ import msgspec
 
 import mtask
 from mtask import task
-from mtask.model import Result, State
+from mtask.model import Failure, Reason, Result, State
 from mtask.portion import Portion, results_of
 from mtask.requirements import Capabilities
+from mtask.retry import is_wanted
 from mtask.worker.child import BagFrame, Kit
 from mtask.worker.environment import environment_of, pinned
 from mtask.worker.held import Job
@@ -139,6 +140,9 @@ class FunctionRunner(Runner):
         if serial != job.serial or offset < job.got or offset >= job.stop:
             return None
         return job, offset, (time.monotonic_ns() - started_ns) / 1e9
+
+    def setup_s(self) -> float | None:
+        return None if self._process is None else self._cell.setup_s()
 
     def outputs(self) -> tuple[int, int]:
         return self._stdout, self._stderr
@@ -335,7 +339,7 @@ class FunctionRunner(Runner):
         jobs = [job for job in self.jobs if job.left]
         if running is not None and (cause is None or (cause.is_failure and running[:2] == self._meant)):
             job, offset, wall_s = running
-            error = why_it_died(status) if cause is None else self._why_stopped(job)
+            error = self._why_it_died(job, status) if cause is None else self._why_stopped(job)
             code = status if cause is None else None
             job.got = offset + 1
             self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
@@ -349,6 +353,18 @@ class FunctionRunner(Runner):
         self.jobs.clear()
         self._forget_child()
         self.host.left_over([job.rest() for job in jobs if job.left])
+
+    def _why_it_died(self, job: Job, status: int) -> Failure:
+        died = why_it_died(status)
+        if self.setup_s() is None:
+            return died
+        names = {Reason.SETUP.value, died.reason.value, died.type}
+        return msgspec.structs.replace(
+            died,
+            reason=Reason.SETUP,
+            message=f"in a setup function: {died.message}",
+            final=not is_wanted(job.held.bag.spec, names),
+        )
 
     def retire(self) -> None:
         """Close the pipe of a child that runs nothing: it ends by itself, or is killed."""
@@ -389,3 +405,4 @@ class FunctionRunner(Runner):
         if os.access(self._stage, os.F_OK):
             shutil.rmtree(self._stage, ignore_errors=True)
         self._process, self.pid, self._cause, self._meant = None, 0, None, None
+        self._setup_over_s = None

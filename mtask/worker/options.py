@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 __all__ = ["LEAST_TO_SAVE_S", "Options", "time_to_save_s"]
@@ -42,6 +44,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Their ids; None: what the machine has."""
     tags: tuple[str, ...] = ()
     """What its tasks may ask for by name."""
+    roles: tuple[str, ...] | None = None
+    """It serves bags that ask for one of these tags, which it has then, and no others. None: all bags."""
+    takes: Literal["", "auto", "by-backlog"] = ""
+    """From where it takes such a tag, and another one while it runs: see `mtask.roles`."""
     pin: bool = False
     """Give each task CPUs of its own."""
     timeout_s: float | None = None

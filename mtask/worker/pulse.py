@@ -14,6 +14,7 @@ import mtask
 from mtask.errors import BackendError, SchemaError
 from mtask.model import Running, WorkerStatus
 from mtask.table import Table
+from mtask.worker import roles
 from mtask.worker.runner import HOSTNAME
 from mtask.worker.service import Service
 
@@ -38,6 +39,8 @@ class Pulse(Service):
         self._worker, self._table = worker, table
         self._wake, self._stopped = threading.Event(), False
         self._beat_s: float = getattr(table, "beat_s", BEAT_S)
+        if worker.options.takes:  # the others of its pool make up for it when it dies
+            self._beat_s = min(self._beat_s, roles.BEAT_S)
         self._beat_at_s = 0.0
         """When the next beat is due (monotonic clock)."""
         self._soon = False
@@ -134,6 +137,8 @@ class Pulse(Service):
             failed=worker.failed,
             rate=round(self._rate, 3),
             can=worker.can,
+            roles=worker.roles,
+            takes=worker.options.takes,
             cannot=worker.bags.given_back(),
             started_at=self._started_at,
             used=worker.expenses.by_bag(),

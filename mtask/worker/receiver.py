@@ -21,6 +21,7 @@ from mtask.worker.inspection import Inspector, Lease
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
+from mtask.worker.options import Options
 from mtask.worker.recorder import Recorder
 from mtask.worker.room import Space
 from mtask.worker.served import ServedLanes
@@ -31,6 +32,8 @@ __all__ = ["Receiver", "Wish"]
 LONG_POLL_S = 20.0
 SHORT_POLL_S = 1.0
 """Of a queue that sets no longest wait: to ask it costs next to nothing, and there may be a new lane."""
+ROLES_POLL_S = 4.0
+"""Of a worker that may be told to serve other lanes: not every queue can be woken."""
 LANES_POLL_S = 1.0
 LANES_SHORT_POLL_S = 0.1
 """With several lanes, so that none is waited at while there is something in another; the short one where each look costs
@@ -71,12 +74,16 @@ class Receiver(Service):
         lease_s: float | None,
         can: Capabilities | None = None,
         limits: Limits | None = None,
-        lanes: bool = True,
+        options: Options | None = None,
     ) -> None:
-        """`on_round` is called when all messages of one request have been looked at; `lanes`: see Options."""
+        """`on_round` is called when all messages of one request have been looked at. `can`: with its roles."""
         super().__init__("receiver")
         self._queue, self._notes, self._on_round = queue, notes, on_round
-        self._lanes = ServedLanes(table, can or Capabilities(), notes, listed=lanes)
+        options = options or Options()
+        self._long_poll_s = ROLES_POLL_S if options.takes else LONG_POLL_S
+        self._lanes = ServedLanes(
+            table, can or Capabilities(), notes, roles=options.roles, listed=options.lanes
+        )
         self._limits = limits or Limits(table, worker, lambda _: 0)
         self._wish: Wish | None = None
         self._rounds = 0
@@ -114,6 +121,13 @@ class Receiver(Service):
             waits = self._asking and wish is None
         if waits:
             self._queue.wake()
+
+    def serve(self, can: Capabilities, roles: tuple[str, ...]) -> None:
+        """From now on what bags send that ask for these roles."""
+        with self._wake:
+            self._lanes.serve(can, roles)
+            self._wake.notify()
+        self._queue.wake()
 
     def quiet(self, rounds: int) -> bool:
         """Is nothing asked for, and nothing on its way to one who has seen so many `rounds`?"""
@@ -172,9 +186,11 @@ class Receiver(Service):
         limits = self._queue.limits
         # A lease may begin with the request or with the answer: it must be long enough for both.
         patient, lanes = limits.wait_s < 3600, self._lanes.in_turn()
-        wait_s = min(LONG_POLL_S if patient else SHORT_POLL_S, limits.wait_s, lease_s / 4)
+        wait_s = min(self._long_poll_s if patient else SHORT_POLL_S, limits.wait_s, lease_s / 4)
         if len({lane.name for lane in lanes if not lane.front}) > 1:
             wait_s = min(wait_s, LANES_POLL_S if patient or limits.hears_lanes else LANES_SHORT_POLL_S)
+        if not lanes:  # it has no role, or nobody asks for it
+            wait_s = LANES_POLL_S
         waits, refused = True, []
         for number, lane in enumerate(lanes):
             last = number == len(lanes) - 1
@@ -207,7 +223,8 @@ class Receiver(Service):
         if waits:
             with self._wake:
                 self._wake.wait_for(
-                    lambda: self._stopped.is_set() or self._wish != wish, min(wait_s, LANES_SHORT_POLL_S)
+                    lambda: self._stopped.is_set() or self._wish != wish or self._lanes.changed,
+                    min(wait_s, LANES_SHORT_POLL_S) if lanes else wait_s,
                 )
         return DEFAULT_LANE, 0.0, []
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from mtask.model import Failure, Reason, Result
 from mtask.portion import Portion
 from mtask.requirements import Capabilities
+from mtask.retry import is_wanted
 from mtask.worker.held import Job
 from mtask.worker.memory import resident_bytes
 from mtask.worker.notes import Notes
@@ -98,6 +99,8 @@ class Runner:
         self._kill_at_s = self._over_s = 0.0
         self._taken_bytes = 0
         """Memory, when that was too much."""
+        self._setup_over_s: float | None = None
+        """How long its setup function might have taken, if it was that which took too long."""
 
     # -- for the worker -----------------------------------------------------------------------------
 
@@ -116,6 +119,10 @@ class Runner:
         """(job, offset, seconds since its start) of the task that is running."""
         raise NotImplementedError
 
+    def setup_s(self) -> float | None:
+        """While a setup function of the running task runs, how long it may take; the task's time is since then."""
+        return None
+
     def outputs(self) -> tuple[int, int]:
         """Descriptors of what the running task prints to stdout and stderr."""
         raise NotImplementedError
@@ -124,13 +131,19 @@ class Runner:
         """To be called now and then: ends what has run too long or doesn't obey."""
         if self._cause is not None and time.monotonic() >= self._kill_at_s:
             self._signal(signal.SIGKILL)
+        setup_s = self.setup_s()
         if (running := self.running()) is None:
             return
         job, offset, since_s = running
-        timeout_s = job.held.bag.spec.timeout_s
-        if self._cause is None and timeout_s is not None and since_s > timeout_s:
+        timeout_s = job.held.bag.spec.timeout_s if setup_s is None else setup_s
+        if (
+            self._cause is None
+            and timeout_s is not None
+            and since_s > timeout_s
+            and setup_s == self.setup_s()
+        ):
             self.stop_task(Cause.TIMEOUT)
-            self._meant = job, offset
+            self._meant, self._setup_over_s = (job, offset), setup_s
         memory_bytes = job.held.memory_bytes
         if self._cause is None and memory_bytes is not None:
             self._taken_bytes = self.taken_bytes()
@@ -191,7 +204,15 @@ class Runner:
             limit_bytes = job.held.memory_bytes or 0
             text = f"took {self._taken_bytes / 1e6:,.0f} MB; it may take {limit_bytes / 1e6:,.0f} MB"
             return Failure(reason=Reason.MEMORY, type="memory", message=text)
-        timeout_s = job.held.bag.spec.timeout_s
+        spec = job.held.bag.spec
+        if self._setup_over_s is not None:
+            return Failure(
+                reason=Reason.SETUP,
+                type="timeout",
+                message=f"a setup function ran longer than {self._setup_over_s:g} s",
+                final=not is_wanted(spec, {Reason.SETUP.value, Reason.TIMEOUT.value}),
+            )
+        timeout_s = spec.timeout_s
         return Failure(reason=Reason.TIMEOUT, type="timeout", message=f"ran longer than {timeout_s:g} s")
 
     def _over(self, job: Job) -> None:

@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mtask.errors import BackendError, UnavailableError
 from mtask.giveback import give_back
 from mtask.lanes import Lanes
 from mtask.model import UNKNOWN, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
-from mtask.requirements import Requirements
+from mtask.requirements import Lane, Requirements, can_with, lacking
 from mtask.table import Table
 from mtask.worker.ahead import Ahead
 from mtask.worker.bags import ELSEWHERE_S, Bags
@@ -39,6 +41,7 @@ from mtask.worker.orphans import watch_for_orphans
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
+from mtask.worker.roles import RoleKeeper
 from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
@@ -77,7 +80,10 @@ class Worker:
         self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self.can = found(options)
+        self.own = self.can = found(options)
+        """What it has, without and with the role that it takes from the table."""
+        self.roles = () if options.takes else options.roles
+        """What a bag must ask for to be served; None: nothing."""
         self.slots = [
             Slot(
                 self,
@@ -116,13 +122,13 @@ class Worker:
             keeper=self._keeper,
             recorder=self._recorder,
             notes=self.notes,
-            on_job=lambda job: self._inbox.post(lambda: self._dispatcher.ready.append(job)),
+            on_job=lambda job: self._inbox.post(lambda: self._on_job(job)),
             on_round=lambda: self._inbox.post(self._on_round),
             worker=self.name,
             lease_s=options.lease_s,
             can=self.can,
             limits=self.limits,
-            lanes=options.lanes,
+            options=msgspec.structs.replace(options, roles=self.roles),
         )
         self._dispatcher = Dispatcher(
             self.slots,
@@ -134,6 +140,15 @@ class Worker:
             ahead=self.ahead.tasks_a_slot,
         )
         self._pulse = Pulse(self, table)
+        self._role_keeper: RoleKeeper | None = None
+        if options.takes:
+            self._role_keeper = RoleKeeper(
+                table,
+                self.name,
+                options.takes,
+                self.notes,
+                lambda role: self._inbox.post(lambda: self._take(role)),
+            )
         self._watcher: Watcher | None = None
         if options.notices != "off":
             from mtask.worker.notices import Watcher  # an HTTP client: worth 10 ms
@@ -200,6 +215,7 @@ class Worker:
         self.selector.register(self._inbox.fd, selectors.EVENT_READ, self._inbox.awake)
         self.submits.on_failure = self._failed
         services: list[Service] = [self._keeper, self._recorder, self._receiver, self._pulse]
+        services += [self._role_keeper] if self._role_keeper is not None else []
         for service in services:
             service.on_failure = self._failed
             service.start()
@@ -266,12 +282,34 @@ class Worker:
     def _on_written(self) -> None:
         self._written = True
 
+    def _on_job(self, job: Job) -> None:
+        if self.options.takes and not self._serves(job.held.lane):  # it came too late
+            self._dispatcher.give_back(job)
+        else:
+            self._dispatcher.ready.append(job)
+
+    def _take(self, role: str) -> None:
+        """Another role: what runs of the last one may end, the rest is given back."""
+        self.roles = (role,) if role else ()
+        self.can = can_with(self.own, self.roles)
+        self.notes.say(f"its role is now {role}" if role else "it has no role now")
+        self._receiver.serve(self.can, self.roles)
+        self._pulse.beat_soon()
+        if not self.draining:
+            self._dispatcher.keep_only(self._serves)
+
+    def _serves(self, lane: Lane) -> bool:
+        return not lacking(self.can, self.roles, lane.requires)
+
     def _on_round(self) -> None:
         self._dispatcher.rounds += 1
         self._idle_since_s = time.monotonic()  # also if nothing of what came had to be run
 
     def _stop(self) -> None:
         """Recorder and LeaseKeeper go last, because they keep what the others still finish."""
+        if self._role_keeper is not None:
+            self._role_keeper.stop()
+            self._role_keeper.join(LAST_WRITES_S)
         self._receiver.stop()
         self._receiver.join()
         for slot in self.slots:

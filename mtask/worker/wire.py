@@ -74,18 +74,18 @@ class Frames:
 
 
 class Cell:
-    """Memory that a supervisor shares with one child: eight 64-bit words, then a buffer of results.
+    """Memory that a supervisor shares with one child: nine 64-bit words, then a buffer of results.
 
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT = range(8)
+    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS = range(9)
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
     clock). FILLED: bytes of results in the buffer; FIRST: the first one's offset; PORTION: counts the times
-    the buffer was emptied; SPENT: 1 when it will begin no other task, and end. The supervisor writes EPOCH,
-    the barrier, and STOPPING: 1 when it drains."""
+    the buffer was emptied; SPENT: 1 when it will begin no other task, and end. SETUP_NS: while a setup function of
+    that task runs, how long it may take; then STARTED_NS is its start. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
 
-    WORDS = 8
+    WORDS = 9
     BUFFER_BYTES = 256 * 1024
 
     def __init__(self, fd: int) -> None:
@@ -107,9 +107,13 @@ class Cell:
         """(job, offset, start in monotonic ns) of the task that the child began last; job -1: none."""
         words = self.words
         while True:
-            task, started_ns = words[self.TASK], words[self.STARTED_NS]
-            if task == words[self.TASK]:
+            setup, task, started_ns = words[self.SETUP_NS], words[self.TASK], words[self.STARTED_NS]
+            if task == words[self.TASK] and setup == words[self.SETUP_NS]:
                 return task >> 32, task & 0xFFFFFFFF, started_ns
+
+    def setup_s(self) -> float | None:
+        """How long the setup function that runs may take; None: it is the task that runs."""
+        return self.words[self.SETUP_NS] / 1e9 if self.words[self.SETUP_NS] else None
 
     def unsent(self) -> tuple[int, int, bytes] | None:
         """(job, offset of the first, lines) of results in the buffer, if it holds still."""

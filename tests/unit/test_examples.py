@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from examples.arxiv import classify, data, evaluate, fetch
+from examples.arxiv import classify, data, evaluate, fetch, topics
 from examples.genomics import align, check, prepare
 from examples.genomics.fasta import read_fasta, reverse_complement, write_fasta
 
@@ -168,7 +168,7 @@ def test_the_error_that_arxiv_sends_as_an_entry_is_raised() -> None:
     ],
 )
 def test_a_category_has_a_topic(category: str, topic: str | None) -> None:
-    assert fetch.topic_of(category) == topic
+    assert topics.topic_of(category) == topic
 
 
 def test_fetch_turns_pages_and_keeps_each_paper_once_under_its_primary_category(
@@ -244,7 +244,7 @@ def test_fetch_does_not_repeat_a_request_that_is_wrong(arxiv: Arxiv) -> None:
 def test_made_up_documents_are_the_same_each_time_and_as_awkward_as_real_ones() -> None:
     documents = data.synthetic(100, seed=3)
     assert documents == data.synthetic(100, seed=3) != data.synthetic(100, seed=4)
-    assert Counter(document["topic"] for document in documents) == dict.fromkeys(fetch.ARCHIVES, 20)
+    assert Counter(document["topic"] for document in documents) == dict.fromkeys(topics.ARCHIVES, 20)
     assert all(set('\n",$\\{') <= set(document["abstract"]) for document in documents)
 
 
