@@ -17,10 +17,12 @@ if str(PACKAGES) not in sys.path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Compiled modules are kept in `folder`: else, where Python may not write any, each process compiles for seconds."""
+    """Models are looked for in `folder`, and compiled modules kept there: else, where Python may write none beside the
+    modules, each process would compile for seconds."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), str(PACKAGES)])
-    return kept | {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    own = {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "ARXIV_WORK": str(folder)}
+    return kept | own
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import threading
 import time
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mtask
-from examples.arxiv.slow_table.mtask_slow import stored
-from examples.arxiv.studies.processes import running
+from examples.arxiv.slow_table.mtask_slow import Stored, stored
+from examples.arxiv.studies.processes import ROOT, environment, running
 
 TABLES_S = {"null": 0.0, "fast": 0.06, "reliable": 0.1}
 """How long the table's service takes for one call, in seconds."""
@@ -29,6 +31,10 @@ class Plan:
 
     documents: int = 200
     classification_s: float = 0.45
+    real: bool = True
+    """Classify within that time; else only sleep."""
+    learn: int = 600
+    """Papers to train the models with."""
     instances: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     several: tuple[int, int] | None = (3, 8)
     """Besides: so many workers, with so many instances each."""
@@ -71,10 +77,20 @@ class Run(NamedTuple):
     """Of all repetitions."""
 
 
-def study(plan: Plan, documents: Sequence[dict[str, str]], folder: Path) -> list[Run]:
+def study(plan: Plan, papers: Sequence[dict[str, str]], folder: Path) -> list[Run]:
     """All runs, fewest instances first. `folder` is for what they leave behind."""
+    if plan.real:
+        _train(papers[plan.documents :][: plan.learn], folder)
+    documents = [{key: paper[key] for key in ("title", "abstract")} for paper in papers[: plan.documents]]
     runs = [run for group in _groups(plan) for run in _together(plan, documents, folder, group)]
     return sorted(runs, key=lambda run: (run.instances, run.workers, list(TABLES_S).index(run.table)))
+
+
+def _train(papers: Sequence[dict[str, str]], folder: Path) -> None:
+    file = folder / "papers.jsonl"
+    file.write_text("".join(f"{json.dumps(paper)}\n" for paper in papers), encoding="utf-8")
+    command = [sys.executable, "-m", "examples.arxiv.studies.model", str(file), str(folder)]
+    subprocess.run(command, cwd=ROOT, env=environment(folder), check=True)
 
 
 def _groups(plan: Plan) -> list[list[Size]]:
@@ -99,12 +115,12 @@ def _together(
     """None begins before the instances of all are ready."""
     ready = threading.Barrier(len(group))
     repeats = plan.repeats if group[0].instances == plan.at_once else 1
-    rows = [{**document, "least_s": plan.classification_s} for document in documents]
+    rows = [{**document, "least_s": plan.classification_s, "real": plan.real} for document in documents]
 
     def measured(size: Size) -> list[Run]:
         place = folder / f"{size.workers}x{size.slots}-{size.tables[0]}"
         try:
-            with _instances(size, folder, place) as manager:
+            with _instances(size, folder, place, real=plan.real) as manager:
                 ready.wait()
                 runs = [_once(rows, manager, place, size, table) for table in size.tables * repeats]
         except BaseException:
@@ -127,8 +143,19 @@ def _once(
     _require_all_done(results, place)
     began_at = min(result.started_at or 0.0 for result in results)
     took_s = max(result.finished_at or 0.0 for result in results) - began_at
-    calls = stored(place / "table.db.stored", name)
+    calls = _calls(place / "table.db.stored", name, len(rows))
     return Run(table, size.workers, size.instances, took_s, calls[-1].at - began_at, len(calls), [took_s])
+
+
+def _calls(file: Path, bag: str, rows: int) -> list[Stored]:
+    """All that stored the bag's rows; a row can be read a little before the service says that it is stored."""
+    until_s = time.monotonic() + 10
+    while time.monotonic() < until_s:
+        calls = stored(file, bag)
+        if sum(call.rows for call in calls) >= rows:
+            return calls
+        time.sleep(0.01)
+    raise RuntimeError(f"{file}: not all {rows} rows of {bag} were stored")
 
 
 def _median(runs: Sequence[Run]) -> Run:
@@ -137,7 +164,7 @@ def _median(runs: Sequence[Run]) -> Run:
 
 
 @contextmanager
-def _instances(size: Size, folder: Path, place: Path) -> Iterator[mtask.Manager]:
+def _instances(size: Size, folder: Path, place: Path, *, real: bool) -> Iterator[mtask.Manager]:
     """`mtask worker -j SLOTS`, on a queue and a table of their own, with the model loaded in each slot."""
     (place / "ready").mkdir(parents=True)
     services = "&".join(f"{table}={took_s}" for table, took_s in TABLES_S.items())
@@ -159,9 +186,8 @@ def _instances(size: Size, folder: Path, place: Path) -> Iterator[mtask.Manager]
         for number in range(size.workers):
             stack.enter_context(running(command, folder, place / f"worker-{number}.log"))
         _wait_for_workers(manager, size.workers, place)
-        rows = [
-            {"number": n, "of": size.instances, "folder": str(place / "ready")} for n in range(size.instances)
-        ]
+        common = {"of": size.instances, "folder": str(place / "ready"), "real": real}
+        rows = [{"number": number, **common} for number in range(size.instances)]
         bag = manager.submit(rows, call="examples.arxiv.studies.work:get_ready", bag="ready")
         bag.wait()
         _require_all_done(list(bag.results()), place)
