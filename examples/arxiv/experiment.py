@@ -21,7 +21,7 @@ from examples.arxiv.studies import page, pictures, serverless, throughput
 
 THROUGHPUT, SERVERLESS = throughput.Plan(), serverless.Plan()
 QUICK_THROUGHPUT = throughput.Plan(
-    documents=18, classification_s=0.2, real=False, instances=(1, 3), several=None, at_once=9, repeats=1
+    documents=12, classification_s=0.1, real=False, instances=(1, 3), several=None, at_once=1, repeats=1
 )
 QUICK_SERVERLESS = serverless.Plan(documents=2, topics=2, load_s=0.05, statement_s=0.05)
 
