@@ -113,7 +113,7 @@ def submitted(bench: Bench, count: int = 4, **spec: Any) -> tuple[Bag, Held]:
 def test_where_writes_are_slow_a_result_waits_a_little_for_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "COMPANY", 1000.0)
+    monkeypatch.setattr(recorder, "COMPANY", 1e6)
     monkeypatch.setattr(recorder, "MOST_COMPANY_S", 60.0)
 
     def slow(record: Callable[..., None], results: Sequence[Result]) -> None:
@@ -135,7 +135,7 @@ def test_where_writes_are_slow_a_result_waits_a_little_for_others(
 
 def test_where_writes_are_quick_it_waits_for_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "MOST_COMPANY_S", 60.0)
-    monkeypatch.setattr(recorder, "COMPANY", 1000.0)
+    monkeypatch.setattr(recorder, "COMPANY", 1e6)
     monkeypatch.setattr(recorder, "SLOW_S", 10.0)
     _, held = submitted(bench)
     bench.start()
