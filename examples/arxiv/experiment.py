@@ -1,8 +1,8 @@
 """The experiments of the literature again: `python -m examples.arxiv.experiment --out docs/examples`.
 
 The throughput study: the same abstracts on more and more instances, with tables that take their time. The serverless
-study: documents, two levels of classifiers, and a process for each execution. Writes the pictures speedup and
-timeline (SVG, PNG), experiment.json, and the tables of experiment.md. Takes about five minutes; --quick, seconds.
+study: documents, two levels of classifiers, and a process for each execution. Writes the pictures experiment-speedup and
+experiment-timeline (SVG, PNG), experiment.json, and the tables of experiment.md. See docs/examples/experiment.md.
 """
 
 from __future__ import annotations

@@ -48,9 +48,7 @@ class SlowTable(SqliteTable):
 
     def record(self, results: Sequence[Result | Portion]) -> None:
         bags = _rows_by_bag(results)
-        service_s = max(
-            took_s for bag in bags for start, took_s in self.services_s.items() if bag.startswith(start)
-        )
+        service_s = max(map(self._service_s, bags), default=0.0)
         with open(f"{self.database.path}.stored", "a", encoding="utf-8") as status:
             fcntl.flock(status, fcntl.LOCK_EX)  # until the file is closed, or the process dies
             over_s = time.monotonic() + service_s
@@ -58,6 +56,11 @@ class SlowTable(SqliteTable):
             time.sleep(max(0.0, over_s - time.monotonic()))
             at = time.time()
             status.writelines(f"{at:.6f} {rows} {bag}\n" for bag, rows in bags.items())
+
+    def _service_s(self, bag: str) -> float:
+        return max(
+            (took_s for start, took_s in self.services_s.items() if bag.startswith(start)), default=0.0
+        )
 
     def transaction(self, queue: Queue) -> AbstractContextManager[None]:  # noqa: ARG002
         return nullcontext()  # a service elsewhere shares none with the queue
@@ -72,7 +75,7 @@ def open_table(url: str) -> SlowTable:
         raise UsageError(f"{url!r}: it should look like slow:///tasks.db?fast=0.06&reliable=0.1") from None
     inner = open_sqlite(path.replace("slow:", "sqlite:", 1))
     table = SlowTable(inner.database)  # which takes over its one use
-    table.services_s = {"": 0.0} | services_s
+    table.services_s = services_s
     return table
 
 

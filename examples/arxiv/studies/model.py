@@ -6,12 +6,13 @@ their real work well within the time that a classification takes in the study.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import joblib
 
-from examples.arxiv import data, models
+from examples.arxiv import models
 from examples.arxiv.classify import topics_of
 from examples.arxiv.train import fitted
 
@@ -19,7 +20,7 @@ TREES = 20
 
 
 def main() -> None:
-    papers, folder = data.read(Path(sys.argv[1])), Path(sys.argv[2])
+    papers, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     made = {"rf": models.forest(TREES), "best": models.vote()}
     joblib.dump(
         {name: fitted(model, papers, "topic") for name, model in made.items()}, folder / "main.joblib"

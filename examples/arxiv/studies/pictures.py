@@ -27,7 +27,7 @@ def amdahl(plan: Plan, instances: int, service_s: float) -> float:
 
 
 def draw_speedup(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
-    """speedup.svg and speedup.png."""
+    """experiment-speedup.svg and .png."""
     figure, axes = _figure(8, 5.5)
     every = range(1, max(plan.instances) + 1)
     axes.step(
@@ -58,11 +58,11 @@ def draw_speedup(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     axes.set_title(f"{plan.documents} abstracts, {plan.classification_s * 1000:.0f} ms each")
     axes.grid(color="#eeeeee")
     axes.legend(fontsize="small", loc="upper left")
-    _save(figure, folder / "speedup")
+    _save(figure, folder / "experiment-speedup")
 
 
 def draw_timeline(outcome: Outcome, folder: Path) -> None:
-    """timeline.svg and timeline.png."""
+    """experiment-timeline.svg and .png."""
     figure, axes = _figure(8, 1.5 + 0.055 * len(outcome.spans))
     for row, span in enumerate(sorted(outcome.spans, key=lambda span: (span.started_s, span.document))):
         bars = [(span.started_s, span.over_s - span.started_s), (span.began_s, span.ended_s - span.began_s)]
@@ -71,12 +71,10 @@ def draw_timeline(outcome: Outcome, folder: Path) -> None:
     from matplotlib.patches import Patch
 
     kinds = {"main classifier": MAIN, "topic classifier": TOPIC, "its process starts or ends": STARTING}
-    axes.legend(
-        handles=[Patch(color=colour, label=kind) for kind, colour in kinds.items()], loc="lower right"
-    )
+    axes.legend(handles=[Patch(color=colour, label=kind) for kind, colour in kinds.items()], loc="lower left")
     axes.set(xlabel="seconds", ylabel="executions", ylim=(len(outcome.spans), 0), xlim=(0, None))
     axes.set_title(f"{len(outcome.spans)} executions, up to {outcome.most_at_once} at once")
-    _save(figure, folder / "timeline")
+    _save(figure, folder / "experiment-timeline")
 
 
 def _figure(width: float, height: float) -> tuple[Any, Axes]:

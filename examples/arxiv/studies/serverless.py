@@ -13,6 +13,8 @@ import mtask
 from examples.arxiv.studies.platform import Execution, Platform
 
 MAIN, TOPICS = "documents", "topics"
+LONGEST_S = 300.0
+"""Whoever waits for longer has seen on standard error why."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 def study(plan: Plan, papers: Sequence[dict[str, str]], folder: Path) -> Outcome:
-    """`papers`: with title, abstract, topic and category; `folder` is for what the study leaves behind."""
+    """`papers`: with title, topic and sub_topic; `folder` is for what the study leaves behind."""
     documents = compose(plan, papers)
     alone = _run(replace(plan, at_once=1), documents[:1], folder, folder / "alone")
     before_s = _cpu_of_children_s()
@@ -80,7 +82,7 @@ def compose(plan: Plan, papers: Sequence[dict[str, str]]) -> list[dict[str, Any]
     """Documents whose statements are papers of several topics. Raises ValueError if there are too few."""
     by_topic = defaultdict(list)
     for paper in papers:
-        by_topic[paper["topic"]].append({key: paper[key] for key in ("title", "topic", "category")})
+        by_topic[paper["topic"]].append({key: paper[key] for key in ("title", "topic", "sub_topic")})
     topics = sorted(by_topic)
     if (
         min(map(len, by_topic.values()), default=0) < plan.documents * plan.statements
@@ -105,10 +107,10 @@ def _run(plan: Plan, documents: Sequence[dict[str, Any]], folder: Path, place: P
         platform = Platform(manager, folder, queue=queue, table=table, at_once=plan.at_once)
         with platform.serving():
             bag = manager.submit(documents, call="examples.arxiv.studies.work:main_classifier", bag=MAIN)
-            bag.wait()
+            bag.wait(timeout_s=LONGEST_S)
             topics = manager.bag(TOPICS)
             topics.seal()
-            topics.wait()
+            topics.wait(timeout_s=LONGEST_S)
         results = {
             (each.bag, each.index): each for name in (MAIN, TOPICS) for each in manager.bag(name).results()
         }

@@ -21,8 +21,8 @@ from examples.arxiv.studies.processes import ROOT, environment, running
 
 TABLES_S = {"null": 0.0, "fast": 0.06, "reliable": 0.1}
 """How long the table's service takes for one call, in seconds."""
-UP_S = 120.0
-"""A worker has so long to start."""
+UP_S, LONGEST_S = 120.0, 900.0
+"""So long a worker may take to start, and a bag to be done."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def study(plan: Plan, papers: Sequence[dict[str, str]], folder: Path) -> list[Ru
 
 
 def _train(papers: Sequence[dict[str, str]], folder: Path) -> None:
-    file = folder / "papers.jsonl"
-    file.write_text("".join(f"{json.dumps(paper)}\n" for paper in papers), encoding="utf-8")
+    file = folder / "papers.json"
+    file.write_text(json.dumps(papers), encoding="utf-8")
     command = [sys.executable, "-m", "examples.arxiv.studies.model", str(file), str(folder)]
     subprocess.run(command, cwd=ROOT, env=environment(folder), check=True)
 
@@ -138,7 +138,7 @@ def _once(
 ) -> Run:
     name = f"{table}-{len(manager.bags())}"
     bag = manager.submit(rows, call="examples.arxiv.studies.work:classify", bag=name)
-    bag.wait()
+    bag.wait(timeout_s=LONGEST_S)
     results = list(bag.results())
     _require_all_done(results, place)
     began_at = min(result.started_at or 0.0 for result in results)
@@ -189,7 +189,7 @@ def _instances(size: Size, folder: Path, place: Path, *, real: bool) -> Iterator
         common = {"of": size.instances, "folder": str(place / "ready"), "real": real}
         rows = [{"number": number, **common} for number in range(size.instances)]
         bag = manager.submit(rows, call="examples.arxiv.studies.work:get_ready", bag="ready")
-        bag.wait()
+        bag.wait(timeout_s=LONGEST_S)
         _require_all_done(list(bag.results()), place)
         yield manager
 

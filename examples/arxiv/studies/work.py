@@ -60,4 +60,4 @@ def main_classifier(
 def topic_classifier(statements: list[dict[str, str]], load_s: float, statement_s: float) -> list[str]:
     """The sub-topic of each statement."""
     time.sleep(load_s + statement_s * len(statements))
-    return [statement["category"] for statement in statements]
+    return [statement["sub_topic"] for statement in statements]
