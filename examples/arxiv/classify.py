@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -30,50 +29,47 @@ def main_topic(id: str, title: str, abstract: str, bag: str = "papers") -> dict[
 
 
 def sub_topic(topic: str, title: str, abstract: str) -> dict[str, Any]:
-    """The part of the topic, marked `?` or `???` if the model isn't sure."""
-    model = load(topic)
-    chances = model.predict_proba([text_of(title, abstract)])[0]
+    """The part of the topic, with `?` or `???` if the model isn't sure."""
+    text = text_of(title, abstract)
+    model = models(topic)
+    chances = model.predict_proba([text])[0]
     best = chances.argmax()
-    return {
-        "sub_topic": marked(str(model.classes_[best]), chances[best]),
-        "chance": round(float(chances[best]), 3),
-    }
+    name, chance = str(model.classes_[best]), round(float(chances[best]), 3)
+    return {"sub_topic": name + mark_of(chance), "chance": chance}
 
 
 def topics_of(title: str, abstract: str) -> dict[str, Any]:
     """What each of the two models says, and the topics that follow from it."""
-    text = [text_of(title, abstract)]
-    answers = {name: str(model.predict(text)[0]) for name, model in load("main").items()}
+    text = text_of(title, abstract)
+    answers = {name: str(model.predict([text])[0]) for name, model in models("main").items()}
     return {**answers, "topics": sorted(set(answers.values()))}
 
 
-def marked(name: str, chance: float) -> str:
-    return name + next(mark for least, mark in MARKS if chance >= least)
+def mark_of(chance: float) -> str:
+    return next(mark for least, mark in MARKS if chance >= least)
 
 
 def text_of(title: str, abstract: str) -> str:
-    """What the models read of a paper. Raises mtask.Fail: without an abstract they can't say anything."""
+    """What the models read of a paper. Raises mtask.Fail: of an empty abstract they would say anything."""
     if not abstract.strip():
         raise mtask.Fail("the abstract is empty: there is nothing to classify")
     return f"{title}\n{abstract}"
 
 
-def load(name: str) -> Any:
-    """A model that train.py wrote: of a topic, or the two of `main`. Once in each process."""
-    return _load(Path(os.environ.get("ARXIV_WORK", WORK)) / f"{name}.joblib")
+@mtask.setup(keep=6)
+def models(topic: str) -> Any:
+    """A topic's model, or the two of "main", as train.py wrote them; each process loads them once.
 
-
-@functools.cache
-def _load(path: Path) -> Any:
-    """Loading a joblib file runs what is in it: only ever load one that your own train.py wrote."""
+    Loading a joblib file runs what is in it: only ever load one that your own train.py wrote.
+    """
     import joblib
 
-    train = f"`python -m examples.arxiv.train --work {path.parent}` writes it"
+    path = Path(os.environ.get("ARXIV_WORK", WORK)) / f"{topic}.joblib"
+    hint = f"`python -m examples.arxiv.train --work {path.parent}` writes it, and `mtask retry` sends the task again"
     if not path.exists():
-        raise mtask.Fail(f"there is no model {path}; {train}")
+        raise FileNotFoundError(f"there is no model of {topic!r}: {path} is missing; {hint}")
     try:
         return joblib.load(path)
     except Exception as error:  # unpickling raises whatever the file makes it raise
-        raise mtask.Fail(
-            f"the model {path} can't be read ({type(error).__name__}: {error}); {train}"
-        ) from error
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the model of {topic!r} can't be read: {path} ({said}); {hint}") from error

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 from sklearn.model_selection import train_test_split
 
 from examples.arxiv import models
@@ -22,29 +24,48 @@ from examples.arxiv.topics import TOPICS
 
 
 def train(documents: Sequence[Document], work: Path, *, seed: int = 0, trees: int = 300) -> tuple[int, int]:
-    """Write the models, tasks.csv and truth.csv; returns how many documents train, and how many test.
-
-    A topic whose documents tell fewer than two sub-topics gets no model.
-    """
-    topics = [document["topic"] for document in documents]
-    if len(set(topics)) < 3:
+    """Write the models, tasks.csv and truth.csv; returns how many documents train, and how many test."""
+    if len(set(labels(documents, "topic"))) < 3:
         raise ValueError("at least three topics are needed")
-    learn, test = train_test_split(documents, test_size=0.25, random_state=seed, stratify=topics)
+    learn, test = train_test_split(
+        documents, test_size=0.25, random_state=seed, stratify=labels(documents, "topic")
+    )
     work.mkdir(parents=True, exist_ok=True)
-    main = {"rf": models.forest(trees), "best": models.vote()}
-    joblib.dump({name: fitted(model, learn, "topic") for name, model in main.items()}, work / "main.joblib")
+    main = {name: fitted(model, learn, "topic") for name, model in models.main(trees).items()}
+    joblib.dump(main, work / "main.joblib")
     for topic in TOPICS:
-        own = [document for document in learn if document["topic"] == topic and document["sub_topic"]]
-        if len({document["sub_topic"] for document in own}) > 1:
-            joblib.dump(fitted(models.vote(), own, "sub_topic"), work / f"{topic}.joblib")
+        joblib.dump(fitted(models.best(), of_topic(learn, topic), "sub_topic"), work / f"{topic}.joblib")
     write_csv(work / "tasks.csv", ("id", "title", "abstract"), test)
     write_csv(work / "truth.csv", ("id", "topic", "sub_topic"), test)
     return len(learn), len(test)
 
 
 def fitted(model: Any, documents: Sequence[Document], label: str) -> Any:
-    texts = [text_of(document["title"], document["abstract"]) for document in documents]
-    return model.fit(texts, [document[label] for document in documents])
+    """The model, which has learned from these documents, but for what too few of them are about.
+
+    Raises ValueError if less than two names are left.
+    """
+    counts = Counter(document[label] for document in documents)
+    known = [document for document in documents if counts[document[label]] >= models.FOLDS]
+    if len({document[label] for document in known}) < 2:
+        raise ValueError(
+            f"of {len(documents)} documents none can be learned: two different {label}s are needed, "
+            f"each of {models.FOLDS} documents; there are {dict(counts)}"
+        )
+    return model.fit(texts(known), labels(known, label))
+
+
+def of_topic(documents: Sequence[Document], topic: str) -> list[Document]:
+    """Those of the topic whose sub-topic is known."""
+    return [document for document in documents if document["topic"] == topic and document["sub_topic"]]
+
+
+def texts(documents: Sequence[Document]) -> list[str]:
+    return [text_of(document["title"], document["abstract"]) for document in documents]
+
+
+def labels(documents: Sequence[Document], label: str) -> Any:
+    return np.array([document[label] for document in documents])
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Document]) -> None:
