@@ -21,10 +21,8 @@ TREES = 20
 
 def main() -> None:
     papers, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
-    made = {"rf": models.forest(TREES), "best": models.vote()}
-    joblib.dump(
-        {name: fitted(model, papers, "topic") for name, model in made.items()}, folder / "main.joblib"
-    )
+    made = {name: fitted(model, papers, "topic") for name, model in models.main(TREES).items()}
+    joblib.dump(made, folder / "main.joblib")
     topics_of("a title", "an abstract")  # imports what the instances will
 
 

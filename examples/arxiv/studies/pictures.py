@@ -64,15 +64,17 @@ def draw_speedup(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
 def draw_timeline(outcome: Outcome, folder: Path) -> None:
     """experiment-timeline.svg and .png."""
     figure, axes = _figure(8, 1.5 + 0.055 * len(outcome.spans))
-    for row, span in enumerate(sorted(outcome.spans, key=lambda span: (span.started_s, span.document))):
-        bars = [(span.started_s, span.over_s - span.started_s), (span.began_s, span.ended_s - span.began_s)]
-        axes.broken_barh(bars[:1], (row, 0.8), color=STARTING)
-        axes.broken_barh(bars[1:], (row, 0.8), color=TOPIC if span.topic else MAIN)
+    kinds = {"main classifier": MAIN, "topic classifier": TOPIC, "its process starts or ends": STARTING}
+    ordered = sorted(outcome.spans, key=lambda span: (span.started_s, span.document))
+    bars = [(row, span.started_s, span.over_s, STARTING) for row, span in enumerate(ordered)]
+    bars += [
+        (row, span.began_s, span.ended_s, TOPIC if span.topic else MAIN) for row, span in enumerate(ordered)
+    ]
+    axes.hlines(*zip(*bars, strict=True), lw=3)
     from matplotlib.patches import Patch
 
-    kinds = {"main classifier": MAIN, "topic classifier": TOPIC, "its process starts or ends": STARTING}
     axes.legend(handles=[Patch(color=colour, label=kind) for kind, colour in kinds.items()], loc="lower left")
-    axes.set(xlabel="seconds", ylabel="executions", ylim=(len(outcome.spans), 0), xlim=(0, None))
+    axes.set(xlabel="seconds", ylabel="executions", ylim=(len(outcome.spans), -1), xlim=(0, None))
     axes.set_title(f"{len(outcome.spans)} executions, up to {outcome.most_at_once} at once")
     _save(figure, folder / "experiment-timeline")
 

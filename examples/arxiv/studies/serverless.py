@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import mtask
 from examples.arxiv.studies.platform import Execution, Platform
 
-MAIN, TOPICS = "documents", "topics"
 LONGEST_S = 300.0
 """Whoever waits for longer has seen on standard error why."""
 
@@ -106,14 +105,15 @@ def _run(plan: Plan, documents: Sequence[dict[str, Any]], folder: Path, place: P
     with mtask.connect(queue, table) as manager:
         platform = Platform(manager, folder, queue=queue, table=table, at_once=plan.at_once)
         with platform.serving():
-            bag = manager.submit(documents, call="examples.arxiv.studies.work:main_classifier", bag=MAIN)
+            bag = manager.submit(
+                documents, call="examples.arxiv.studies.work:main_classifier", bag="documents"
+            )
             bag.wait(timeout_s=LONGEST_S)
-            topics = manager.bag(TOPICS)
-            topics.seal()
-            topics.wait(timeout_s=LONGEST_S)
-        results = {
-            (each.bag, each.index): each for name in (MAIN, TOPICS) for each in manager.bag(name).results()
-        }
+            bags = [bag, *(manager.bag(f"document-{each['document']}") for each in documents)]
+            for bag in bags[1:]:
+                bag.seal()
+                bag.wait(timeout_s=LONGEST_S)
+        results = {(each.bag, each.index): each for bag in bags for each in bag.results()}
     return _spans(platform.executions, results)
 
 

@@ -41,7 +41,7 @@ class Plan:
     at_once: int = 24
     """Runs of few instances, which mostly sleep, are done side by side, up to so many instances in all."""
     repeats: int = 3
-    """Of the runs with `at_once` instances."""
+    """Of the runs of one worker with `at_once` slots."""
 
     def bound(self, instances: int) -> float:
         """The best speed-up there can be: the tasks are equal, and the last round may not be full."""
@@ -114,7 +114,7 @@ def _together(
 ) -> list[Run]:
     """None begins before the instances of all are ready."""
     ready = threading.Barrier(len(group))
-    repeats = plan.repeats if group[0].instances == plan.at_once else 1
+    repeats = plan.repeats if group[0].slots == plan.at_once else 1
     rows = [{**document, "least_s": plan.classification_s, "real": plan.real} for document in documents]
 
     def measured(size: Size) -> list[Run]:

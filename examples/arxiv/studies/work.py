@@ -53,7 +53,7 @@ def main_classifier(
     rows = [
         {"id": f"{document}/{topic}", "statements": of_topic, **times} for topic, of_topic in by_topic.items()
     ]
-    mtask.submit(rows, call=topic_classifier, bag="topics")
+    mtask.submit(rows, call=topic_classifier, bag=f"document-{document}")
     return list(by_topic)
 
 
