@@ -25,7 +25,8 @@ class Execution(NamedTuple):
     """A process that ended well."""
 
     bag: str
-    index: int
+    task: int
+    """Its index in the bag."""
     started_at: float
     """UTC."""
     ended_at: float

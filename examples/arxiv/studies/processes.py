@@ -17,12 +17,13 @@ if str(PACKAGES) not in sys.path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Models are looked for in `folder`, and compiled modules kept there: else, where Python may write none beside the
-    modules, each process would compile for seconds."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """Models are looked for in `folder`. Compiled modules are kept there, where Python is to write none beside the
+    modules: else each process would compile for seconds."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), str(PACKAGES)])
-    own = {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": str(folder / "compiled"), "ARXIV_WORK": str(folder)}
-    return kept | own
+    made = os.environ | {"PYTHONPATH": path, "ARXIV_WORK": str(folder)}
+    if made.pop("PYTHONDONTWRITEBYTECODE", ""):
+        made.setdefault("PYTHONPYCACHEPREFIX", str(folder / "compiled"))
+    return made
 
 
 @contextmanager

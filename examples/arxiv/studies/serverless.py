@@ -123,7 +123,7 @@ def _spans(executions: Sequence[Execution], results: dict[tuple[str, int], mtask
     zero_at = min(execution.started_at for execution in executions)
     spans = []
     for execution in executions:
-        result = results[execution.bag, execution.index]
+        result = results[execution.bag, execution.task]
         document, _, topic = (result.id or "").partition("/")
         times = (execution.started_at, result.started_at, result.finished_at, execution.ended_at)
         spans.append(Span(int(document), topic, *(round((at or 0.0) - zero_at, 3) for at in times)))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -77,12 +77,17 @@ class Run(NamedTuple):
     """Of all repetitions."""
 
 
-def study(plan: Plan, papers: Sequence[dict[str, str]], folder: Path) -> list[Run]:
-    """All runs, fewest instances first. `folder` is for what they leave behind."""
+def study(
+    plan: Plan, papers: Sequence[dict[str, str]], folder: Path, say: Callable[[str], None] = lambda _: None
+) -> list[Run]:
+    """All runs, fewest instances first. `folder` is for what they leave behind; `say` is told what is next."""
     if plan.real:
         _train(papers[plan.documents :][: plan.learn], folder)
     documents = [{key: paper[key] for key in ("title", "abstract")} for paper in papers[: plan.documents]]
-    runs = [run for group in _groups(plan) for run in _together(plan, documents, folder, group)]
+    runs = []
+    for group in _groups(plan):
+        say("; ".join(f"{size.instances} instances: {', '.join(size.tables)}" for size in group))
+        runs += _together(plan, documents, folder, group)
     return sorted(runs, key=lambda run: (run.instances, run.workers, list(TABLES_S).index(run.table)))
 
 
@@ -198,7 +203,10 @@ def _wait_for_workers(manager: mtask.Manager, workers: int, place: Path) -> None
     until_s = time.monotonic() + UP_S
     while len(manager.table.workers()) < workers:
         if time.monotonic() > until_s:
-            raise RuntimeError(f"{workers} workers should be up; see {place}/worker-*.log")
+            said = "".join(log.read_text() for log in sorted(place.glob("worker-*.log")))
+            raise RuntimeError(
+                f"{workers} workers should be up after {UP_S:g} s; they said: {said or 'nothing'}"
+            )
         time.sleep(0.05)
 
 
