@@ -174,18 +174,8 @@ def _instances(size: Size, folder: Path, place: Path, *, real: bool) -> Iterator
     (place / "ready").mkdir(parents=True)
     services = "&".join(f"{table}={took_s}" for table, took_s in TABLES_S.items())
     queue, table = f"sqlite:///{place}/queue.db", f"slow:///{place}/table.db?{services}"
-    command = [
-        sys.executable,
-        "-m",
-        "mtask",
-        "worker",
-        "-j",
-        str(size.slots),
-        "--queue",
-        queue,
-        "--table",
-        table,
-    ]
+    places = ["--queue", queue, "--table", table]
+    command = [sys.executable, "-m", "mtask", "worker", "-j", str(size.slots), "--idle-exit", "15m", *places]
     with ExitStack() as stack:
         manager = stack.enter_context(mtask.connect(queue, table))
         for number in range(size.workers):
