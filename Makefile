@@ -21,7 +21,7 @@ ARGS ?=
 # Test files run side by side in so many processes, which mostly wait; the long ones come first.
 PROCESSES ?= 4
 
-.PHONY: help demo test servers lint format format-check types docs bench peers chaos lock clean
+.PHONY: help demo test coverage servers lint format format-check types docs bench peers examples chaos lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -29,11 +29,16 @@ help: ## list the targets
 demo: $(DEMO) ## run the genomics example here and now: seconds, no account, no server
 	@bash examples/demo.sh
 
-test: $(DEV) servers ## run all tests, with coverage
-	@export COVERAGE_CORE=$$($(PYTHON_VENV) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
-	$(PYTHON_VENV) -m pytest --cov --cov-report=term -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS) || { \
+PYTEST := $(PYTHON_VENV) -m pytest -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder
+
+test: $(DEV) servers ## run all tests
+	@$(PYTEST) $(ARGS) || { \
 	    echo '== What failed beside other tests, once more and alone: what is wrong fails again'; \
 	    $(PYTHON_VENV) -m pytest --last-failed --last-failed-no-failures=none; }
+
+coverage: $(DEV) servers ## run all tests, and say which lines none of them ran: twice the time
+	@export COVERAGE_CORE=$$($(PYTHON_VENV) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")'); \
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 servers: ## install the servers that the tests use, where that is allowed
 	@bash scripts/setup-servers
@@ -59,6 +64,10 @@ bench: $(DEV) ## run the benchmarks
 
 peers: $(DEV) ## measure others at the same work: ARGS=--install first
 	@$(PYTHON_VENV) -m benchmarks.peers $(ARGS)
+
+examples: $(DEV) servers ## run the examples at full size, and write docs/examples/ anew
+	@$(PYTHON_VENV) -m examples.genomics.all
+	@$(PYTHON_VENV) -m examples.arxiv.all $(ARGS)
 
 chaos: $(DEV) ## ten minutes of faults, and what must hold after them
 	@$(PYTHON_VENV) -m tests.chaos $(ARGS)

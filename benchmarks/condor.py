@@ -15,7 +15,7 @@ from tests.servers.condor import CondorPool, running_pool
 
 __all__ = ["CASES"]
 
-TASKS, JOBS = 5000, 200
+TASKS, JOBS, SLOTS = 5000, 200, 8
 PLAIN = """
 executable = /bin/true
 transfer_executable = false
@@ -33,7 +33,7 @@ def condor(repeats: int) -> list[Measurement]:
         for _ in range(repeats):
             plain.append(JOBS / _plain_s(pool))
             packed.append(TASKS / _tasks_s(pool, None, split_after_s="60"))
-            coarse.append(TASKS / _tasks_s(pool, TASKS // 16))
+            coarse.append(TASKS / _tasks_s(pool, TASKS // SLOTS))
     return [
         Measurement("HTCondor, plain jobs", "jobs/s", plain, note=f"{JOBS} x /bin/true"),
         Measurement(
@@ -43,7 +43,9 @@ def condor(repeats: int) -> list[Measurement]:
             note=f"{TASKS:,} no-op calls, packed by auto, ?split_after_s=60",
         ),
         _ratio("the same beside plain jobs", packed, plain),
-        Measurement("with 16 messages", "tasks/s", coarse, note=f"--per-message {TASKS // 16}"),
+        Measurement(
+            "with a message for each slot", "tasks/s", coarse, note=f"--per-message {TASKS // SLOTS}"
+        ),
         _ratio("the same beside plain jobs", coarse, plain),
     ]
 

@@ -19,7 +19,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from packages import SUITE, PoolError, prefix_of
@@ -49,8 +49,8 @@ class Pool:
         self.config = folder / "condor_config"
         self._user = runs_as()
 
-    def start(self, prefix: Path, *, port: int | None, cpus: int) -> None:
-        """Returns when jobs can be submitted and there is a slot for them."""
+    def start(self, prefix: Path, *, port: int | None, cpus: int, settings: Sequence[str] = ()) -> None:
+        """Returns when jobs can be submitted and there is a slot for them. `settings`: lines of the configuration."""
         if len(str(self.folder)) > 60:
             raise PoolError(
                 f"the path {self.folder} is too long for the daemons' sockets: take one of 60 characters"
@@ -69,7 +69,7 @@ class Pool:
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 5):
             raise PoolError(f"port {port} is taken; choose another one with --port, or leave it out")
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._write(prefix, port, cpus)
+        self._write(prefix, port, cpus, settings)
         with (self.folder / "master.out").open("wb") as output:
             master = subprocess.Popen(
                 self._as_user(
@@ -135,7 +135,7 @@ class Pool:
             return None
         return pid if "(condor_master)" in state and ") Z " not in state else None
 
-    def _write(self, prefix: Path, port: int, cpus: int) -> None:
+    def _write(self, prefix: Path, port: int, cpus: int, settings: Sequence[str]) -> None:
         for name in ("log", "spool", "execute", "run", "lock", "cred_dir", "tokens.d", "passwords.d"):
             (self.folder / name).mkdir(parents=True)
         template = string.Template((HERE / "pool.config").read_text())
@@ -148,6 +148,7 @@ class Pool:
                 uid=self._user.pw_uid,
                 gid=self._user.pw_gid,
             )
+            + "\n".join(["", "# -- said with --set", *settings, ""])
         )
         key = self.folder / "passwords.d/POOL"
         key.touch(mode=0o600)
@@ -223,6 +224,14 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, help="of 127.0.0.1  [one that is free]")
     parser.add_argument("--cpus", type=int, default=8, help="cores that it pretends to have  [8]")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a line of its configuration",
+    )
     parser.add_argument("--suite", default=SUITE, help=f"of Debian, from which HTCondor is taken  [{SUITE}]")
     options = parser.parse_args()
     pool = Pool(options.folder.absolute())
@@ -230,7 +239,9 @@ def main() -> int:
         if options.verb == "fetch":
             print(prefix_of(options.suite))
         elif options.verb == "start":
-            pool.start(prefix_of(options.suite), port=options.port, cpus=options.cpus)
+            pool.start(
+                prefix_of(options.suite), port=options.port, cpus=options.cpus, settings=options.settings
+            )
             print(f"a pool of {options.cpus} cores runs in {pool.folder}", file=sys.stderr)
             print(pool.env())
         elif options.verb == "stop":

@@ -10,10 +10,13 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 step() { printf '\n$ %s\n' "$*"; "$@"; }
 
 echo "Reads of a small genome, 50,000 bases and 2,000 reads made up with a fixed seed, in $folder"
-step python -m examples.genomics.prepare --simulate 2000 --chunk 20 --made-up --work work
-step head -n 3 work/tasks.csv
-step mtask run work/tasks.csv --call examples.genomics.align:align -j 2 --bag reads
+step python -m examples.genomics.prepare data --simulate 2000 --portion 20 --made-up
+step head -n 3 tasks.csv
+step mtask run tasks.csv --bag reads -j 2 --call examples.genomics.align:search \
+    --in db=data/db/ --in 'reads=data/reads/{id}.fa' --out 'hits=data/hits/{id}.tsv' \
+    --then examples.genomics.variants:call
 step mtask status
 step mtask results reads --limit 5
-step mtask results reads -o results.csv
-step python -m examples.genomics.check results.csv --work work
+step mtask results reads.then
+step python -m examples.genomics.join reads data -o hits.csv
+step python -m examples.genomics.check reads data

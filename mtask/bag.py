@@ -25,8 +25,10 @@ __all__ = ["BagHandle"]
 POLL_S = (0.005, 1.0)
 POLL_GROWTH = 0.003
 """`wait` asks the table again after this part of the time that it has waited, between those."""
-COLLECT_S = 0.5
-"""The shortest pause where results are collected: what is sent again meanwhile goes together."""
+COLLECT_S = (0.05, 0.5)
+"""The shortest pause where results are collected: what is sent again meanwhile goes together. The first one only for who
+hasn't waited long; it grows to the other."""
+COLLECT_GROWTH = 0.05
 
 
 class BagHandle:
@@ -123,9 +125,14 @@ class BagHandle:
                 if timeout_s is not None and waited_s > timeout_s:
                     raise TimeoutError(f"bag {self.name!r} is not finished after {timeout_s:g} s")
                 bar.update()
-                least_s = COLLECT_S if self._manager.hands_out else POLL_S[0]
-                time.sleep(min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1]))
+                time.sleep(self._pause_s(waited_s))
         return self.counts()
+
+    def _pause_s(self, waited_s: float) -> float:
+        least_s = POLL_S[0]
+        if self._manager.hands_out:
+            least_s = min(max(COLLECT_S[0], COLLECT_GROWTH * waited_s), COLLECT_S[1])
+        return min(max(least_s, POLL_GROWTH * waited_s), POLL_S[1])
 
     def _collected(self, say: Callable[[str], None]) -> int:
         """As `Manager.collect`; what a schedd that is away for a while keeps from being sent goes later."""

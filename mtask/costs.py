@@ -19,15 +19,17 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from mtask.errors import BackendError
 from mtask.meter import Prices, Tab, Used
 from mtask.model import WorkerStatus
-from mtask.settings import Urls
 from mtask.table import Table
+
+if TYPE_CHECKING:
+    from mtask.settings import Urls
 
 __all__ = [
     "Bill",

@@ -188,6 +188,11 @@ class Manager:
         """Does the queue's vendor run the messages itself, without workers of ours?"""
         return self._hands_out is not None
 
+    @property
+    def collects(self) -> bool:
+        """Does that vendor run somebody who collects, too?"""
+        return self._hands_out is not None and self._hands_out.collects
+
     def flush(self) -> int:
         """Where the vendor runs the messages itself: all that was sent is with it when this returns. How many of
         the tasks that were to be sent again were left out, because it had them already."""

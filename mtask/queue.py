@@ -188,6 +188,11 @@ class HandsOut(Protocol):
 
     def standing(self, bag: Bag) -> Standing: ...
 
+    @property
+    def collects(self) -> bool:
+        """Does the vendor run somebody who collects, too?"""
+        ...
+
 
 def send_all(queue: Queue, messages: Sequence[Message], *, delay_s: float = 0, tries: int = 5) -> None:
     """Send, and send again those that a batch left out; raises SendError after so many tries."""

@@ -40,6 +40,8 @@ def spec_of(spec: Spec) -> Spec:
         then="",
         key="",
         serial="",
+        inputs={},
+        outputs={},
         expires_s=None,
         not_before_at=None,
         max_running=None,

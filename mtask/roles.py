@@ -89,29 +89,30 @@ class Roles(msgspec.Struct, frozen=True, kw_only=True):
 # -- who gets which role: pure functions -------------------------------------------------------------
 
 
-def shares(want: Mapping[str, int], workers: int) -> dict[str, int]:
+def shares(want: Mapping[str, int], workers: int, now: Mapping[str, int] | None = None) -> dict[str, int]:
     """How many of so many workers each role gets: what it wants if that comes out even, else its part.
 
     None that wants some goes without while there are as many workers as roles; with fewer, those that want most
-    are served.
+    are served. Of equals, those that have most `now`.
     """
+    now = now or {}
     wanted = {role: number for role, number in want.items() if number > 0}
     total = sum(wanted.values())
     if not wanted or workers < 1:
         return {}
     exact = {role: workers * number / total for role, number in wanted.items()}
-    by_want = sorted(wanted, key=lambda role: (-wanted[role], role))
+    by_want = sorted(wanted, key=lambda role: (-wanted[role], -now.get(role, 0), role))
     counts = dict.fromkeys(by_want[:workers], 1)
     for _ in range(workers - len(counts)):
         # Largest deficit first; what a role got in advance, it doesn't get again.
-        counts[max(by_want, key=lambda role: exact[role] - counts[role])] += 1
+        counts[max(by_want, key=lambda role: (exact[role] - counts[role], now.get(role, 0)))] += 1
     return counts
 
 
 def assign(want: Mapping[str, int], held: Mapping[str, str], workers: Iterable[str]) -> dict[str, str]:
     """A role for each of these workers, with as few changes of what they hold as can be."""
     living = sorted(set(workers))
-    left = shares(want, len(living))
+    left = shares(want, len(living), Counter(held[worker] for worker in living if worker in held))
     if not left:
         return dict.fromkeys(living, "")
     found: dict[str, str] = {}
@@ -240,10 +241,10 @@ def unknown_roles(roles: Iterable[str], known: Collection[str]) -> str:
     if not unknown:
         return ""
     near = difflib.get_close_matches(unknown[0], known, 1)
-    there = f"those asked for are {', '.join(sorted(known))}" if known else "no bag asks for any"
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"did you mean {near[0]!r}? There" if near else "there"
+    there = f"{hint} are {', '.join(sorted(known))}" if known else "none is known"
     names = ", ".join(map(repr, unknown))
-    return f"no bag asks for the role{'s' * (len(unknown) > 1)} {names}; {hint}{there}"
+    return f"no bag asks for the role{'s' * (len(unknown) > 1)} {names}; {there}"
 
 
 def set_roles(table: Table, want: Mapping[str, int], *, new: bool = False) -> None:
@@ -286,10 +287,11 @@ def role_of(requires: Requirements, offered: Collection[str]) -> str:
 def roles_of(table: Table) -> Roles:
     """As `Manager.roles`."""
     now, workers = time.time(), table.workers()
-    alive = [each for each in workers if each.alive(now) and each.roles is not None]
     bags = table.bags()
+    living = [each for each in workers if each.alive(now)]
+    alive = [each for each in living if each.roles is not None]
     open_tasks = Counter(dict.fromkeys(sorted(roles_in(bags)), 0))
-    open_tasks.update(open_by_role(table, bags, offered(workers)))
+    open_tasks.update(open_by_role(table, bags, offered(living)))
     return Roles(
         wanted=read(table, AUTO)[0].want,
         workers={each.worker: each.roles or () for each in alive},

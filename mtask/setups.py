@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,10 +33,12 @@ class Setup(Generic[P, T]):
     """A function that is called once in each process for the same arguments; made by `mtask.setup`."""
 
     def __init__(self, function: Callable[P, T], keep: int, timeout_s: float) -> None:
+        import inspect  # slow, and of no use to most
+
         self.function, self.keep, self.timeout_s = function, keep, timeout_s
         self._values: OrderedDict[tuple[Any, ...], T] = OrderedDict()
         self._lock = threading.RLock()
-        self._signature = inspect.signature(function)
+        self.signature = inspect.signature(function)
         functools.update_wrapper(self, function)
         self.name = f"{function.__module__}:{function.__qualname__}"
 
@@ -65,7 +66,7 @@ class Setup(Generic[P, T]):
             self._values.clear()
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        bound = self._signature.bind(*args, **kwargs)
+        bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         key = tuple(
             tuple(sorted(value.items())) if isinstance(value, dict) else value
@@ -114,6 +115,8 @@ def setup(
 
 
 def _made(function: Any, *, keep: int, timeout_s: float) -> Setup[..., Any]:
+    import inspect  # slow, and of no use to most
+
     if not inspect.isfunction(function):
         raise UsageError(f"mtask.setup is for functions, not for {function!r}")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):

@@ -156,7 +156,8 @@ class Table(Protocol):
 
     def transaction(self, queue: Queue) -> AbstractContextManager[None]:
         """Within it, what this thread does to this table, to `queue` and to its lanes happens together or not at
-        all where one database holds both; elsewhere each call takes effect by itself, in order."""
+        all where one database holds both. Elsewhere each call takes effect by itself, in order, and this is a
+        `contextlib.nullcontext`, by which a worker knows."""
         ...
 
     def close(self) -> None: ...

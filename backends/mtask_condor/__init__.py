@@ -1,16 +1,17 @@
 """HTCondor as the queue: each message becomes a job, and HTCondor does the rest.
 
     condor:///reads                          the schedd of this machine
-    condor://submit.example.org/reads        another one, which sees the same disk
+    condor://submit.example.org/reads        another one, which sees the same disk; ?pool=HOST:PORT if another pool knows it
     condor:///reads?python=/usr/bin/python3&path=/shared/mtask:/shared/my-code     what there is on the nodes
     condor:///reads?table=direct             the nodes write to the table themselves; else HTCondor brings results
-                                             back, and `mtask wait` or `mtask collect` records them
+                                             back, and a job on the schedd's machine records them
+    condor:///reads?collect=no               without that job: then `mtask wait` or `mtask collect` does it
     condor:///reads?folder=/scratch/reads    where messages and results lie  [.mtask/condor/SCHEDD/reads]
     …&disk=2GB&grace_s=40&split_after_s=60   what jobs ask for; the time to stop when a node is taken away; how long
-                                             a message may take before it is cut into smaller ones  [none is cut]
+                                             a message may take before it is cut into smaller ones  [60 s]
 
 A job is started on its message by HTCondor alone: there is no worker that receives. Retries, and the pieces of a
-message that is cut, are brought back with the results, and sent by whoever records these.
+message that is cut, are brought back with the results, and sent by whoever records these (collecting.py).
 
 HTCondor also starts workers for any other queue: `mtask fleet up condor`, see `mtask_condor.fleet`.
 """

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import mtask
 from mtask.errors import UsageError
@@ -18,7 +18,9 @@ __all__ = ["Address", "address_of"]
 EXAMPLE = (
     "it should look like condor:///reads (the schedd of this machine) or condor://submit.example.org/reads"
 )
-_OPTIONS = ("disk", "folder", "grace_s", "path", "python", "split_after_s", "table")
+SPLIT_AFTER_S = 60.0
+"""Where somebody always collects."""
+_OPTIONS = ("collect", "disk", "folder", "grace_s", "path", "pool", "python", "split_after_s", "table")
 
 
 class Address(NamedTuple):
@@ -26,6 +28,8 @@ class Address(NamedTuple):
 
     schedd: str
     """Name of the schedd; empty: the one of this machine."""
+    pool: str
+    """host[:port] of the collector that knows it; empty: the one that this machine is configured for."""
     name: str
     folder: Path
     """Absolute. Messages and results lie here, on a disk of the schedd's machine."""
@@ -41,6 +45,13 @@ class Address(NamedTuple):
     """Between SIGTERM and SIGKILL, when a node is taken away."""
     split_after_s: float | None
     """None: nothing is cut."""
+    collect: bool
+    """Is there to be a job that collects?"""
+
+    @property
+    def url(self) -> str:
+        """Without options."""
+        return f"condor://{quote(self.schedd)}/{self.name}"
 
 
 def address_of(url: str) -> Address:
@@ -61,9 +72,11 @@ def address_of(url: str) -> Address:
             f"{url!r}: table is files (HTCondor brings results back) or direct, not {given['table']!r}"
         )
     schedd = unquote(parts.netloc)
+    collect = _collects(url, given.get("collect"), schedd)
     folder = given.get("folder") or os.path.join(".mtask", "condor", schedd or "local", name)
     return Address(
         schedd=schedd,
+        pool=_pool(url, given.get("pool", ""), schedd),
         name=name,
         folder=Path(folder).expanduser().absolute(),
         python=given.get("python") or sys.executable,
@@ -71,8 +84,30 @@ def address_of(url: str) -> Address:
         direct=given.get("table") == "direct",
         disk_kib=_disk_kib(url, given.get("disk")),
         grace_s=_seconds(url, given, "grace_s", 40.0),
-        split_after_s=_seconds(url, given, "split_after_s", 60.0) if "split_after_s" in given else None,
+        split_after_s=_seconds(url, given, "split_after_s", SPLIT_AFTER_S)
+        if collect or "split_after_s" in given
+        else None,
+        collect=collect,
     )
+
+
+def _collects(url: str, given: str | None, schedd: str) -> bool:
+    """By itself only where that job is the same user's on the same machine: root's jobs are somebody else's."""
+    if given not in (None, "yes", "no"):
+        raise UsageError(f"{url!r}: collect is yes or no, not {given!r}")
+    if given == "yes" and not os.geteuid():
+        raise UsageError(
+            f"{url!r}: root's jobs are somebody else's, who can't collect; leave collect=yes out, and call `mtask wait`"
+        )
+    return given == "yes" or (given is None and not schedd and os.geteuid() != 0)
+
+
+def _pool(url: str, pool: str, schedd: str) -> str:
+    if pool and not re.fullmatch(r"[\w.-]+(:\d+)?", pool):
+        raise UsageError(f"{url!r}: pool is the host, or host:port, of a collector, not {pool!r}")
+    if pool and not schedd:
+        raise UsageError(f"{url!r}: which schedd of that pool? Write condor://SCHEDD/NAME?pool={pool}")
+    return pool
 
 
 def _path_here() -> tuple[str, ...]:

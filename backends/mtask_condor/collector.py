@@ -20,23 +20,15 @@ from mtask_condor.batch import Batch
 from mtask_condor.census import Present
 from mtask_condor.live import Live, runs_of
 from mtask_condor.outcome import Letter, Outcome, read
+from mtask_condor.removed import Removed
 from mtask_condor.watch import Watch
 
-__all__ = ["Collector", "Removed"]
+__all__ = ["Collector"]
 
 MOST_BODY_BYTES = 65536
 """Of a file that is set aside."""
 AT_A_TIME = 5000
 """Tasks recorded in one go."""
-
-
-class Removed(msgspec.Struct, frozen=True, kw_only=True):
-    """Tasks whose job somebody removed."""
-
-    uid: str
-    first: int
-    count: int
-    why: str
 
 
 class Returned(msgspec.Struct, frozen=True):

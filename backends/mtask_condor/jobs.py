@@ -30,7 +30,7 @@ class Jobs:
     """The schedd's side of a queue; safe to call from any thread."""
 
     def __init__(self, address: Address) -> None:
-        self._address, self._schedd = address, Schedd(address.schedd)
+        self._address, self._schedd = address, Schedd(address.schedd, address.pool)
 
     def submit(self, batch: Batch) -> int:
         """The number of the new cluster."""
@@ -68,7 +68,7 @@ def _description(address: Address, batch: Batch) -> str:
         "universe": "vanilla",
         "executable": plain(address.python),
         "transfer_executable": "False",
-        "arguments": '"-m mtask_condor.node $(Process)"',
+        "arguments": '"-m mtask_condor $(Process)"',
         "environment": f'"PYTHONPATH={word(":".join(address.path))} PYTHONUNBUFFERED=1 MTASK_NOTICES=off"',
         "initialdir": plain(str(batch.path)),
         "transfer_input_files": "order.json, $(Process).in, $(Process).out",

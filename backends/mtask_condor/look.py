@@ -12,8 +12,8 @@ from mtask.queue import Standing
 from mtask.requirements import Requirements, size_text
 from mtask.table import Table
 from mtask_condor.batch import Batch
-from mtask_condor.collector import Removed
 from mtask_condor.jobs import Jobs, quoted
+from mtask_condor.removed import Removed
 
 __all__ = ["offers", "standing"]
 

@@ -1,6 +1,6 @@
 """The one-shot worker: what a job runs on its execute node.
 
-    python -m mtask_condor.node NUMBER
+    python -m mtask_condor NUMBER
 
 In its folder are `order.json` (an Order), `NUMBER.in` (a message) and `NUMBER.out` (of its last start, or empty).
 Exit status 0: nothing is left to do for the message, and `NUMBER.out` says so. STOPPED: something is left, and
@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -27,13 +28,16 @@ from mtask.oneshot import OneShotQueue
 from mtask.packing import slice_message, split_rows
 from mtask.queue import Depth, Extension, QueueLimits
 from mtask.registry import open_table
-from mtask.requirements import find_lane
+from mtask.requirements import DEFAULT_LANE
 from mtask.table import Table
 from mtask_condor.node_table import NodeTable
 from mtask_condor.order import STOPPED, Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
 
-__all__ = ["Outbox", "main"]
+if TYPE_CHECKING:
+    from mtask.worker.supervisor import Worker
+
+__all__ = ["Outbox", "main", "run"]
 
 FAULT = 70
 SAVE_S = 8.0
@@ -93,7 +97,8 @@ class Outbox:
         pass
 
 
-def main(number: str) -> int:
+def main(number: str, *, forks: bool = False) -> int:
+    """`forks`: is this process nobody else's, so that a function may run in a copy of it?"""
     order = msgspec.json.decode(Path("order.json").read_bytes(), type=Order)
     message = Message.decode(Path(f"{number}.in").read_bytes())
     file = Path(f"{number}.out")
@@ -102,26 +107,26 @@ def main(number: str) -> int:
         left = _left(before, message, table)
         if left:
             outbox = Outbox(writer, message)
-            _work(order, list(_deliveries(message, left, _starts(before))), outbox, table)
+            deliveries = list(_deliveries(message, left, _starts(before)))
+            worker, queue = _worker(order, deliveries, outbox, table, forks=forks)
+            if order.bag.spec.kind == "call":
+                worker.warm(order.bag.lane(message.lane).requires, message.count)
+            _stop_in_order(worker, outbox)
+            worker.run(until=queue.settled)
             left = _left(read(file), message, table)
         if left:
             writer.stopped()
     return STOPPED if left else 0
 
 
-def _work(order: Order, deliveries: list[Delivery], outbox: Outbox, table: Table) -> None:
+def _worker(
+    order: Order, deliveries: list[Delivery], outbox: Outbox, table: Table, *, forks: bool
+) -> tuple[Worker, OneShotQueue]:
     from mtask.worker.options import Options
     from mtask.worker.supervisor import Worker
 
     queue = OneShotQueue(deliveries, outbox)
-    requires = [
-        lane.requires
-        for lane in (
-            *order.bag.lanes,
-            find_lane("", ()),
-        )
-        if lane is not None
-    ]
+    requires = [lane.requires for lane in (*order.bag.lanes, DEFAULT_LANE)]
     options = Options(
         slots=1,
         cpus=max(each.cpus for each in requires),  # HTCondor has seen to it that they are here
@@ -134,10 +139,15 @@ def _work(order: Order, deliveries: list[Delivery], outbox: Outbox, table: Table
         path=order.path,
         checkpoints=os.path.abspath("checkpoints"),
         lanes=False,
+        orphans=False,  # HTCondor ends what a job leaves behind
+        forks=forks and order.table is None,
     )
-    worker = Worker(
-        queue, table, options, say=lambda text: print(f"mtask: {text}", file=sys.stderr, flush=True)
-    )
+    say = lambda text: print(f"mtask: {text}", file=sys.stderr, flush=True)  # noqa: E731
+    return Worker(queue, table, options, say=say), queue
+
+
+def _stop_in_order(worker: Worker, outbox: Outbox) -> None:
+    """When HTCondor says so."""
 
     def on_signal(_number: int, _frame: object) -> None:
         outbox.stop()
@@ -145,7 +155,6 @@ def _work(order: Order, deliveries: list[Delivery], outbox: Outbox, table: Table
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, on_signal)
-    worker.run(until=queue.settled)
 
 
 def _table(order: Order, message: Message, writer: Writer, before: Outcome) -> Table:
@@ -190,9 +199,12 @@ def _number(ad: str, name: str) -> int:
     return int(found[1]) if found else 0
 
 
-if __name__ == "__main__":
+def run(number: str) -> NoReturn:
+    """As the one thing that this process does."""
     try:
-        sys.exit(main(sys.argv[1]))
+        status = main(number, forks=True)
     except (MtaskError, MessageError, OSError, ValueError) as error:
-        print(f"mtask: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(FAULT)
+        print(f"mtask: {type(error).__name__}: {error}", file=sys.stderr)
+        status = FAULT
+    sys.stderr.flush()
+    os._exit(status)  # to end as an interpreter does takes as long as some hundred tasks

@@ -22,12 +22,14 @@ from mtask.table import Table
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Census
-from mtask_condor.collector import Collector, Removed
+from mtask_condor.collecting import Collecting
+from mtask_condor.collector import Collector
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.live import Live
 from mtask_condor.look import standing
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
+from mtask_condor.removed import RemovedFile
 from mtask_condor.watch import cluster_in_log
 
 __all__ = ["CondorQueue"]
@@ -65,9 +67,11 @@ class CondorQueue:
             self.limits = msgspec.structs.replace(self.limits, growth=GROWTH_IF_CUT)
         self._jobs = Jobs(address)
         self._census = Census(self._jobs, address.folder)
+        self._removed = RemovedFile(address.folder)
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
+        self._collecting: Collecting | None = None
         self._filling: dict[Head, Filling] = {}
         self._bags: dict[tuple[str, int], Bag] = {}
         self._lock = threading.RLock()
@@ -80,7 +84,9 @@ class CondorQueue:
         """The table that goes with it; `url`: for the nodes, if they write to it themselves."""
         self._table = table
         self._table_url = url if self.address.direct else None
-        self._collector = Collector(table, self._send_letters, self._live, self._note_removed)
+        if url is not None and self.address.collect:
+            self._collecting = Collecting(self.address, url)
+        self._collector = Collector(table, self._send_letters, self._live, self._removed.note)
 
     def check(self, spec: Spec) -> None:
         if spec.max_running is not None or spec.rate is not None:
@@ -105,6 +111,25 @@ class CondorQueue:
             for batch in fresh:
                 self._submit(batch)
             self._recover()
+            if (
+                self._collecting is not None
+                and self.address.folder.is_dir()
+                and Batch.all(self.address.folder)
+            ):
+                self._collecting.ensure()
+
+    @property
+    def collects(self) -> bool:
+        return self._collecting is not None
+
+    def leave_if_empty(self, path: Path) -> bool:
+        """For the job that collects: nothing is left to do, and who sends something from now on submits another one."""
+        with self._locked():
+            folder = self.address.folder
+            empty = not Batch.all(folder) and not any(folder.glob(".????????????"))
+            if empty:
+                path.unlink(missing_ok=True)
+        return empty
 
     def collect(self) -> int:
         with self._locked():
@@ -128,8 +153,11 @@ class CondorQueue:
     def standing(self, bag: Bag) -> Standing:
         table, _ = self._required()
         batches = {batch.id: batch for batch in Batch.all(self.address.folder)}
-        removed = [each for each in self._removed() if each.uid == bag.uid]
-        return standing(self._jobs, bag, batches, removed, table)
+        removed = [each for each in self._removed.all() if each.uid == bag.uid]
+        found = standing(self._jobs, bag, batches, removed, table)
+        if self._collecting is None:
+            return found
+        return found._replace(troubles=(*found.troubles, *self._collecting.troubles()))
 
     # -- Queue --------------------------------------------------------------------------------------
 
@@ -155,7 +183,7 @@ class CondorQueue:
 
     def _unsent(self, messages: Sequence[Message]) -> list[Message]:
         """What has to be sent of them; with the lock."""
-        self._forget_removed({message.uid for message in messages})
+        self._removed.forget({message.uid for message in messages})
         with storing(self.address.folder):
             list(abandoned(self.address.folder))
         live = self._live()
@@ -346,30 +374,6 @@ class CondorQueue:
         with self._lock, storing(self._folder()), (self._folder() / "lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-    def _removed(self) -> list[Removed]:
-        try:
-            return msgspec.json.decode(
-                (self.address.folder / "removed.json").read_bytes(), type=list[Removed]
-            )
-        except (FileNotFoundError, msgspec.DecodeError):
-            return []
-
-    def _note_removed(self, removed: Sequence[Removed]) -> None:
-        known = self._removed()
-        self._write_removed([*known, *(each for each in removed if each not in known)])
-
-    def _forget_removed(self, uids: set[str]) -> None:
-        """Their tasks are sent again."""
-        known = self._removed()
-        if any(each.uid in uids for each in known):
-            self._write_removed([each for each in known if each.uid not in uids])
-
-    def _write_removed(self, removed: list[Removed]) -> None:
-        path = self._folder() / "removed.json"
-        with storing(path):
-            path.with_suffix(".new").write_bytes(msgspec.json.encode(removed))
-            path.with_suffix(".new").rename(path)
 
     def _required(self) -> tuple[Table, Collector]:
         if self._table is None or self._collector is None:

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mtask.errors import BackendError, UnavailableError
@@ -20,9 +20,9 @@ __all__ = ["Schedd", "description", "plain", "quoted", "word"]
 class Schedd:
     """Safe to call from any thread. Raises BackendError, and UnavailableError where trying again may help."""
 
-    def __init__(self, name: str = "") -> None:
-        """`name`: empty for that of this machine."""
-        self.name = name
+    def __init__(self, name: str = "", pool: str = "") -> None:
+        """`name`: empty for that of this machine; `pool`: host[:port] of its collector, empty for this machine's."""
+        self.name, self.pool = name, pool
         self._opened: Any = None
         self._lock = threading.Lock()
 
@@ -37,6 +37,8 @@ class Schedd:
             except (ValueError, client().HTCondorException) as error:
                 raise BackendError(f"HTCondor can't read the description of the jobs: {error}") from None
             cluster: int = self._found().submit(jobs).cluster()
+            with suppress(client().HTCondorException):
+                self._found().reschedule()  # or they wait for the pool's next round of its own accord
         return cluster
 
     def ads(self, constraint: str, attributes: Sequence[str] = (), *, clusters: bool = False) -> list[Any]:
@@ -61,13 +63,20 @@ class Schedd:
         self._act("Release", f"({constraint}) && JobStatus == 5", why)
 
     def machines(self, attributes: Sequence[str] = ()) -> list[Any]:
-        """ClassAds of what the pool has: slots, but for those that were cut from others."""
-        with self._errors():
-            found: list[Any] = (
-                client()
-                .Collector()
-                .query(client().AdType.Startd, 'SlotType =!= "Dynamic"', projection=list(attributes))
+        """ClassAds of what the pool has, and those that jobs flock to from here: slots, but for those that were cut
+        from others."""
+
+        def slots(collector: Any) -> list[Any]:
+            found: list[Any] = collector.query(
+                client().AdType.Startd, 'SlotType =!= "Dynamic"', projection=list(attributes)
             )
+            return found
+
+        with self._errors():
+            found = slots(self._collector())
+        for pool in re.split(r"[\s,]+", str(client().param.get("FLOCK_TO", "")).strip(" ,")):
+            with suppress(client().HTCondorException):  # one that is away takes no job either
+                found += slots(client().Collector(pool)) if pool else []
         return found
 
     def user(self) -> str:
@@ -101,8 +110,11 @@ class Schedd:
             self._opened = client().Schedd(self._location())
         return self._opened
 
+    def _collector(self) -> Any:
+        return client().Collector(self.pool) if self.pool else client().Collector()
+
     def _location(self) -> Any:
-        collector = client().Collector()
+        collector = self._collector()
         if not self.name:
             return collector.locate(client().DaemonType.Schedd)
         found = collector.locate(client().DaemonType.Schedd, self.name)

@@ -6,39 +6,18 @@ Changes are made on the condition that nobody else has made one meanwhile.
 
 from __future__ import annotations
 
-import random
-import time
 from typing import Any
 
-import msgspec
-
-from mtask.errors import BagExistsError, BagNotFoundError, SchemaError, UnavailableError
+from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
+from mtask.stored_bag import bag_of, changed, made, now_of, tries, unreadable
 from mtask_gcp.blobs import ALONE_BYTES, Blobs
 from mtask_gcp.database import Database, Snapshot
 from mtask_gcp.documents import Fields, create, mapping, put, raw, short, time_at, update
 
 __all__ = ["Bags", "Known", "expired"]
 
-TRIES = 50
-"""Of a change of a bag that somebody else changes at the same time; each time one of them gets through."""
-PAUSE_S = 0.02
 _NEAR_BYTES = ALONE_BYTES // 2
-
-_decode_bag = msgspec.json.Decoder(Bag).decode
-
-
-class _Now(msgspec.Struct, frozen=True):
-    """What changes in a bag."""
-
-    state: BagState
-    generation: int
-    total: int
-    sent: int
-    digest: str
-
-
-_decode_now = msgspec.json.Decoder(_Now).decode
 
 
 class Known:
@@ -65,14 +44,12 @@ class Bags:
 
     def create(self, bag: Bag) -> None:
         """Raises BagExistsError."""
-        body, known = msgspec.json.encode(bag), Known(bag, self._db)
+        body, known = made(bag), Known(bag, self._db)
         packed = self._blobs.pack(body, known.parent, near=_NEAR_BYTES, expires_at=known.expires_at)
-        fields = {
-            "body": mapping({"bag": packed, "now": _packed(_now_of(bag)), "uid": raw(bag.uid.encode())})
-        }
+        fields = {"body": mapping({"bag": packed, "now": raw(now_of(bag)), "uid": raw(bag.uid.encode())})}
         fields |= known.ttl
         name = self._name(bag.name)
-        for _ in range(TRIES):
+        for _ in tries():
             if self._db.write([create(name, fields)]) != [None]:
                 break
             there = self._db.get(name)
@@ -86,7 +63,7 @@ class Bags:
             if self._db.write([put(name, fields, at=there.changed_at)]) != [None]:
                 break
         else:
-            raise UnavailableError(f"the bag {bag.name!r} was made and removed by others {TRIES} times")
+            raise UnavailableError(f"the bag {bag.name!r} was made and removed by others again and again")
         self._known[bag.name] = known
 
     def get(self, name: str) -> Bag:
@@ -110,24 +87,15 @@ class Bags:
         generation: int | None,
     ) -> None:
         """See `Table.update_bag`."""
-        for attempt in range(TRIES):
+        for _ in tries():
             bag, there = self._read(name)
-            if bag.state is BagState.CANCELLED and state is BagState.SEALED:
-                state = None
-            now = _Now(
-                state=state or bag.state,
-                generation=max(bag.generation, generation or 0),
-                total=max(bag.total, total or 0),
-                sent=max(bag.sent, sent or 0),
-                digest=bag.digest if digest is None else digest,
-            )
-            if now == _now_of(bag):
+            now = changed(bag, state=state, total=total, sent=sent, digest=digest, generation=generation)
+            if now is None:
                 return
-            fields = {"body": mapping({"now": _packed(now)})}
+            fields = {"body": mapping({"now": raw(now)})}
             if self._db.write([update(there.name, fields, ["body.now"], at=there.changed_at)]) != [None]:
                 return
-            time.sleep(random.uniform(0, PAUSE_S * (attempt + 1)))
-        raise UnavailableError(f"the bag {name!r} was changed by others {TRIES} times while this tried to")
+        raise UnavailableError(f"the bag {name!r} was changed by others again and again while this tried to")
 
     def find(self, name: str) -> Known | None:
         """None: there is no such bag now."""
@@ -159,13 +127,10 @@ class Bags:
 
     def _bag_of(self, there: Snapshot) -> Bag:
         try:
-            bag = _decode_bag(self._unpacked(there))
-            now = _decode_now(_body(there)["now"].bytes_value)
-        except (msgspec.DecodeError, KeyError) as error:
-            raise SchemaError(
-                f"the bag {there.id!r} can't be read, a newer mtask may have made it: {error}"
-            ) from None
-        return msgspec.structs.replace(bag, **{name: getattr(now, name) for name in _Now.__struct_fields__})
+            body, now = self._unpacked(there), _body(there)["now"].bytes_value
+        except KeyError as error:
+            raise unreadable(there.id, error) from None
+        return bag_of(body, now, there.id)
 
     def _unpacked(self, there: Snapshot) -> bytes:
         body = _body(there)
@@ -182,11 +147,3 @@ def expired(there: Snapshot) -> bool:
 
 def _body(there: Snapshot) -> Any:
     return there.fields["body"].map_value.fields
-
-
-def _now_of(bag: Bag) -> _Now:
-    return _Now(bag.state, bag.generation, bag.total, bag.sent, bag.digest)
-
-
-def _packed(now: _Now) -> Any:
-    return raw(msgspec.json.encode(now))

@@ -20,7 +20,6 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -31,12 +30,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import msgspec
 
 from mtask.errors import MtaskError, UsageError
+from mtask.serverless import number_of, options_within
 from mtask_gcp.delays import Kind, Received
 from mtask_gcp.names import physical, subscription_path
 
 if TYPE_CHECKING:
     from mtask.manager import Manager
-    from mtask.worker.options import Options
     from mtask.worker.supervisor import Worker
     from mtask_gcp.queue import PubSubQueue
 
@@ -44,11 +43,6 @@ __all__ = ["app", "main"]
 
 DEADLINE_S = 600.0
 """The longest that Pub/Sub waits for an answer."""
-LEAST_S = 10.0
-"""In less time nothing can be run and written down."""
-MARGIN_S = (5.0, 15.0)
-"""For the last writes and the answer, at least and at most."""
-GRACE_S = 30.0
 MOST_BYTES = 16 * 1024 * 1024
 """Of a request: a message of 10 MB in base64, and what comes with it."""
 
@@ -128,10 +122,7 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
 
     manager = _manager(*_urls(push.subscription))
     left_s = _deadline_s() - (time.monotonic() - arrived_s)
-    if left_s < LEAST_S:
-        return _Answer(
-            AGAIN, f"only {left_s:.1f} s are left; see MTASK_PUSH_S, and the concurrency of the service"
-        )
+    options = options_within(left_s, "MTASK_PUSH_S, with a concurrency of 1,")
     main = cast("PubSubQueue", manager.queue.main)
     due, delivery = main.handed(received, left_s)
     if due.kind is Kind.EARLY:
@@ -140,7 +131,7 @@ def _run(push: _Push, received: Received, arrived_s: float) -> _Answer:
         main.publish_anew(due.envelope)
         return _Answer(DONE)
     queue, trouble = OneShotQueue([delivery], main), ""
-    worker = Worker(queue, manager.table, _options(left_s), name=_NAME)
+    worker = Worker(queue, manager.table, options, name=_NAME)
     _working.append(worker)
     if _stopping.is_set():  # before there was anybody to tell
         worker.drain("told to stop", grace_s=STOP_S)
@@ -180,37 +171,9 @@ def _manager(queue: str, table: str) -> Manager:
     return connect(queue, table)
 
 
-def _options(left_s: float) -> Options:
-    """So that all is over before the deadline is."""
-    from mtask.worker.capabilities import cpus_of_machine
-    from mtask.worker.options import Options
-
-    margin_s = min(max(MARGIN_S[0], left_s / 10), MARGIN_S[1])
-    grace_s = min(GRACE_S, (left_s - margin_s) / 3)
-    runtime_s = left_s - margin_s - grace_s
-    return Options(
-        slots=_number("MTASK_SLOTS") or cpus_of_machine(),
-        grace_s=grace_s,
-        max_runtime_s=runtime_s,
-        timeout_s=runtime_s,  # what began at once and isn't done by then never will be
-        checkpoints=os.environ.get("MTASK_CHECKPOINTS") or os.path.join(tempfile.gettempdir(), "checkpoints"),
-        path=tuple(part for part in sys.path if part),
-        lanes=False,
-    )
-
-
 def _deadline_s() -> float:
-    given = _number("MTASK_PUSH_S")
+    given = number_of("MTASK_PUSH_S")
     return min(float(given), DEADLINE_S) if given else DEADLINE_S
-
-
-def _number(name: str) -> int | None:
-    text = os.environ.get(name)
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{name} must be a number from 1 on, not {text!r}")
-    return int(text)
 
 
 class _Server(WSGIServer):
@@ -241,7 +204,7 @@ def main() -> int:
             worker.drain("told to stop", grace_s=STOP_S)
 
     try:
-        port = _number("PORT") or 8080
+        port = number_of("PORT") or 8080
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from mtask.errors import UnavailableError
 from mtask.model import Counts, Result, State
+from mtask.paged import Rows, gathered
 from mtask.portion import Portion, line_of
 from mtask_gcp import pages as pages_
 from mtask_gcp.bags import Bags, Known
@@ -39,7 +40,7 @@ from mtask_gcp.documents import (
 )
 from mtask_gcp.pages import DONE, EMPTY, Change, Failed, Page, letter_of
 
-__all__ = ["NEAR_BYTES", "Writer", "counts", "gathered", "page_name", "pages_with"]
+__all__ = ["NEAR_BYTES", "Writer", "counts", "page_name", "pages_with"]
 
 NEAR_BYTES = 16 * 1024
 """A longer row is a document of its own, or an object: 32 that are not must fit in 1 MiB."""
@@ -53,25 +54,12 @@ STATES = ("body.s",)
 FAILURES = (*STATES, *(f"body.f{offset}" for offset in range(PAGE)))
 
 
-class Row(NamedTuple):
-    """A row before it is written."""
-
-    state: State
-    attempt: int
-    line: bytes
-    """See `mtask.portion`."""
-
-
-Gathered = dict[int, dict[int, Row]]
-"""Page → offset → row."""
-
-
 class Work(NamedTuple):
     """What is to be written to one page."""
 
     known: Known
     number: int
-    rows: dict[int, Row]
+    rows: Rows
     packed: dict[int, Value]
     """The lines that don't share a field, by offset."""
 
@@ -82,28 +70,6 @@ class Work(NamedTuple):
 
 def page_name(known: Known, number: int) -> str:
     return f"{known.parent}/mtask-pages/{page_id(number)}"
-
-
-def gathered(results: Sequence[Result | Portion]) -> dict[str, Gathered]:
-    """By bag; of the rows of one task in one call, the one that would be left by one call after the other."""
-    found: dict[str, Gathered] = {}
-    for each in results:
-        pages = found.setdefault(each.bag, {})
-        if isinstance(each, Portion):
-            checked(each.first)
-            checked(each.first + each.count - 1)
-            for index, line in enumerate(each.split(), each.first):
-                _keep(pages, index, Row(State.DONE, 0, line))
-        else:
-            _keep(pages, checked(each.index), Row(each.state, each.attempt, line_of(each)))
-    return found
-
-
-def _keep(pages: Gathered, index: int, row: Row) -> None:
-    page = pages.setdefault(page_of(index), {})
-    before = page.get(index % PAGE)
-    if before is None or before.state is not State.DONE:
-        page[index % PAGE] = row
 
 
 class Writer:
@@ -117,7 +83,7 @@ class Writer:
 
     def record(self, results: Sequence[Result | Portion]) -> None:
         """Raises UnavailableError when others changed the same pages all the time."""
-        by_bag = gathered(results)
+        by_bag = gathered(results, PAGE, checked)
         bags = {name: self._bags.known(name) for name in by_bag}  # before anything is written
         left = self._packed(
             [

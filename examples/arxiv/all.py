@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import mtask
-from examples.arxiv import pipeline, report
+from examples.arxiv import models, pipeline, report
 from examples.arxiv.data import load
 from examples.arxiv.scores import Scores, compare
 from examples.arxiv.topics import TOPICS
@@ -68,7 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/examples"), help="(default: docs/examples)")
     parser.add_argument("--data", type=Path, help="JSON Lines, as fetch.py writes them")
-    parser.add_argument("--trees", type=int, default=300, help="of the random forest (default: 300)")
+    parser.add_argument(
+        "--trees", type=int, default=models.TREES, help="of the random forest (default: %(default)s)"
+    )
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, help="how many splits for the topics (default: 10)"
     )

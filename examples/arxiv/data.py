@@ -99,8 +99,8 @@ def read(path: Path) -> list[Document]:
         for number, line in enumerate(file, 1):
             document: Document = json.loads(line)
             document["id"] = document["id"] or f"line-{number}"
-            document["topic"] = document["topic"].lower()
-            document["sub_topic"] = sub_topic_of(document["category"]) or ""
+            document["topic"] = document.get("topic", "").lower()
+            document["sub_topic"] = sub_topic_of(document.get("category", "")) or ""
             if document["id"] in lines:
                 raise ValueError(
                     f"{path}:{number}: {document['id']} is on line {lines[document['id']]} already"

@@ -46,18 +46,18 @@ class FeedError(Exception):
 
 def read(url: str) -> list[Row]:
     """The entries as tasks, without those that have no abstract. Raises FeedError, with those that could be read."""
-    request = urllib.request.Request(url, headers={"User-Agent": "mtask-example/0.1"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mtask-example/0.1"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             document = answer.read(LARGEST_BYTES)
-            headers = dict(answer.headers)
+            kind = answer.headers.get("Content-Type", "")
     except HTTPError as error:
         error.close()
         raise FeedError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise FeedError(f"can't be reached: {getattr(error, 'reason', error)}") from error
-    feed = feedparser.parse(document, response_headers={**headers, "content-location": url})
-    if not feed.version:
+        raise FeedError(f"can't be reached: {error}") from error
+    feed = feedparser.parse(document, response_headers={"content-type": kind})
+    if not feed.get("version"):
         raise FeedError(f"is neither RSS nor Atom, but begins with {document[:40]!r}")
     rows = [row for entry in feed.entries if (row := row_of(entry))["id"] and row["abstract"]]
     if isinstance(feed.get("bozo_exception"), SAXException):

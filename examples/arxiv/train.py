@@ -23,21 +23,26 @@ from examples.arxiv.data import WORK, Document, load
 from examples.arxiv.topics import TOPICS
 
 
-def train(documents: Sequence[Document], work: Path, *, seed: int = 0, trees: int = 300) -> tuple[int, int]:
+def train(
+    documents: Sequence[Document], work: Path, *, seed: int = 0, trees: int = models.TREES
+) -> tuple[int, int]:
     """Write the models, tasks.csv and truth.csv; returns how many documents train, and how many test."""
-    if len(set(labels(documents, "topic"))) < 3:
-        raise ValueError("at least three topics are needed")
-    learn, test = train_test_split(
-        documents, test_size=0.25, random_state=seed, stratify=labels(documents, "topic")
-    )
+    learn, test = split(documents, seed)
     work.mkdir(parents=True, exist_ok=True)
     main = {name: fitted(model, learn, "topic") for name, model in models.main(trees).items()}
     joblib.dump(main, work / "main.joblib")
     for topic in TOPICS:
-        joblib.dump(fitted(models.best(), of_topic(learn, topic), "sub_topic"), work / f"{topic}.joblib")
+        joblib.dump(fitted(models.part(), of_topic(learn, topic), "sub_topic"), work / f"{topic}.joblib")
     write_csv(work / "tasks.csv", ("id", "title", "abstract"), test)
     write_csv(work / "truth.csv", ("id", "topic", "sub_topic"), test)
     return len(learn), len(test)
+
+
+def split(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
+    """Three quarters, and one, with the same parts of each topic in both."""
+    topics = labels(documents, "topic")
+    learn, test = train_test_split(list(documents), test_size=0.25, random_state=seed, stratify=topics)
+    return learn, test
 
 
 def fitted(model: Any, documents: Sequence[Document], label: str) -> Any:
@@ -80,7 +85,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON Lines, as fetch.py writes them")
     parser.add_argument("--work", type=Path, default=WORK, help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    parser.add_argument("--trees", type=int, default=300, help="of the random forest (default: 300)")
+    parser.add_argument(
+        "--trees", type=int, default=models.TREES, help="of the random forest (default: %(default)s)"
+    )
     options = parser.parse_args()
     documents, origin = load(options.data)
     print(f"{len(documents)} documents: {origin}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,27 +10,41 @@ _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(name, sequence in capitals) of each record."""
-    name: str | None = None
+    """(name, sequence in capitals) of each record; gzip where the name ends in .gz.
+
+    Raises ValueError for a file that isn't FASTA, or that holds no sequence.
+    """
+    name = ""
+    begun_on = 0
     lines: list[str] = []
-    with open(path, encoding="ascii") as file:
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with opened(path, "rt", encoding="ascii", errors="replace") as file:
         for number, line in enumerate(file, 1):
             line = line.strip()
             if line.startswith(">"):
-                if name is not None:
-                    yield name, "".join(lines)
-                name, lines = (line[1:].split() or [""])[0], []
-            elif line and name is None:
-                raise ValueError(f"{path}:{number}: sequence before the first '>name'")
+                if begun_on:
+                    yield name, _sequence(lines, f"{path}:{begun_on}", name)
+                name, lines, begun_on = (line[1:].split() or [""])[0], [], number
+            elif line and not begun_on:
+                raise ValueError(
+                    f"{path}:{number}: not FASTA: a line before the first '>name': {line[:40]!r}"
+                )
             else:
                 lines.append(line.upper())
-    if name is not None:
-        yield name, "".join(lines)
+    if not begun_on:
+        raise ValueError(f"{path}: no sequence in it: FASTA has lines '>name', and bases below each")
+    yield name, _sequence(lines, f"{path}:{begun_on}", name)
 
 
-def write_fasta(path: Path, records: Iterable[tuple[str, str]]) -> None:
-    with path.open("w", encoding="ascii") as file:
-        file.writelines(f">{name}\n{sequence}\n" for name, sequence in records)
+def _sequence(lines: list[str], where: str, name: str) -> str:
+    if not any(lines):
+        raise ValueError(f"{where}: {name!r} has no sequence: give it one, or take its name away")
+    return "".join(lines)
+
+
+def fasta(records: Iterable[tuple[str, str]]) -> bytes:
+    """The records as a file's content."""
+    return "".join(f">{name}\n{sequence}\n" for name, sequence in records).encode("ascii")
 
 
 def reverse_complement(sequence: str) -> str:

@@ -36,9 +36,9 @@ def wait(
 ) -> int:
     """Wait until all tasks of a bag have ended.
 
-    Workers elsewhere run them. With HTCondor as the queue, this is also what records the results that jobs bring
-    back, and sends failed attempts again. Stop it and start it again as you like: nothing is lost, nothing is
-    recorded twice.
+    Workers elsewhere run them. With HTCondor as the queue, this also records the results that jobs bring back, and
+    sends failed attempts again, where no job of HTCondor's does so. Stop it and start it again as you like: nothing is
+    lost, nothing is recorded twice.
     """
     from mtask.cli.render import print_json, print_summary
     from mtask.model import BagState

@@ -108,6 +108,8 @@ def repair(bag: str, queue: str | None, table: str | None) -> int:
 
 
 def _runs(manager: Manager, bag: str) -> str:
+    if manager.collects:
+        return "HTCondor runs them, and records their results"
     return f"`mtask wait {bag}` records their results" if manager.hands_out else "`mtask worker` runs them"
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mtask.cli.common import console, tasks_text
 from mtask.costs import cost_text
-from mtask.model import DeadMessage, State
+from mtask.model import DeadMessage, State, WorkerStatus
 from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
 
@@ -103,7 +103,8 @@ def _workers(bag: BagStatus) -> list[Any]:
     if not bag.workers:
         return []
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("worker", "state", "slots", "done", "rate", "runs"):
+    roles = any(worker.roles is not None for worker in bag.workers)
+    for name in ("worker", "state", *(["role"] if roles else []), "slots", "done", "rate", "runs"):
         table.add_column(name)
     now = time.time()
     for worker in bag.workers:
@@ -112,12 +113,20 @@ def _workers(bag: BagStatus) -> list[Any]:
         table.add_row(
             Text(worker.worker),
             worker.state,
+            *([Text(_role(worker))] if roles else []),
             str(worker.slots),
             f"{worker.done:,}",
             f"{worker.rate:,.1f}/s",
             Text(", ".join(running + more)),
         )
     return [Text(), table]
+
+
+def _role(worker: WorkerStatus) -> str:
+    """`any` for one that serves bags whatever they ask for."""
+    if worker.roles is None:
+        return "any"
+    return f"{','.join(worker.roles) or 'none'}{f' ({worker.takes})' if worker.takes else ''}"
 
 
 def _groups(groups: tuple[FailureGroup, ...]) -> list[Any]:

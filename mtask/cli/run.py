@@ -189,11 +189,11 @@ def submit(
 
             print_json({"bag": bag.name, "total": bag.counts().total, "sent": sent})
         elif shown:
-            runs = (
-                f"`mtask wait {bag.name}` records their results and, while it runs, tries again what failed"
-                if manager.hands_out
-                else f"`{starts}` runs them"
-            )
+            runs = f"`{starts}` runs them"
+            if manager.collects:
+                runs = "HTCondor runs them, records their results and tries again what failed"
+            elif manager.hands_out:
+                runs = f"`mtask wait {bag.name}` records their results and, while it runs, tries again what failed"
             hint = f"{runs}, `mtask status {bag.name}` shows how it goes"
             if options["open"] or options["seal"]:
                 _announce_added(bag, sent, hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-import subprocess
+import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -95,6 +95,10 @@ def _ids(words: list[str]) -> tuple[str, ...]:
 
 
 def _nvidia_indexes() -> str:
+    if shutil.which("nvidia-smi") is None:  # a process that can't be started costs 5 ms
+        return ""
+    import subprocess
+
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         asked = subprocess.run(

@@ -429,6 +429,11 @@ def main() -> None:
     """Entry point: argv[1] is the Kit as JSON. Standard output and error are the task's record."""
     kit = msgspec.json.decode(sys.argv[1], type=Kit)
     sys.argv[1:] = []
+    serve(kit)
+
+
+def serve(kit: Kit) -> None:
+    """Until the supervisor closes the pipe."""
     with contextlib.suppress(OSError, AttributeError):
         # The supervisor's death must end this process even in the middle of a task.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from mtask.model import Bag
@@ -13,16 +14,17 @@ from mtask.requirements import DEFAULT_LANE, Lane, Requirements
 from mtask.worker.guard import GUARD_S
 from mtask.worker.held import Held, Job
 from mtask.worker.options import Options
+from mtask.worker.pace import LEAD_S, Pace
 from mtask.worker.receiver import Receiver, Wish
 from mtask.worker.recorder import Recorder
 from mtask.worker.room import Room
 from mtask.worker.runner import Runner
-from mtask.worker.slots import Slot, room_behind
+from mtask.worker.slots import Slot
 
 __all__ = ["Dispatcher"]
 
 STUCK_S = 0.5
-"""What waits behind a task that runs longer than this goes to another slot, or another host."""
+"""What waits longer than this behind one task goes to another slot, or another host."""
 
 
 class Dispatcher:
@@ -46,12 +48,14 @@ class Dispatcher:
         self.ready: deque[Job] = deque()
         self.rounds = 0
         """How many requests of the receiver have been looked at."""
-        self._message_s: float | None = None
+        self._pace = Pace()
+        self.due_s = math.inf
+        """When the next slot is about to be free (monotonic clock): `dispatch` then."""
         self._list_front: Callable[[Lane], None] | None = None
 
     def job_over(self, took_s: float) -> None:
         """The pace of late says how many messages may wait behind one that runs."""
-        self._message_s = took_s if self._message_s is None else 0.8 * self._message_s + 0.2 * took_s
+        self._pace.over(took_s)
 
     def warm(self, needs: Requirements, tasks: int) -> None:
         """Get ready for so many function tasks; not for such as have GPUs or cores of their own, of which each
@@ -65,10 +69,12 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Start what can be started, and ask the receiver for as much as there is room for."""
-        behind = room_behind(self._message_s)
+        behind = self._pace.room_behind()
         # Asked for by halves: a request for one message takes nearly as long as one for sixteen.
         enough = behind + 1 - behind // 2
-        if not self.ready and all(len(slot.jobs) >= enough for slot in self._slots):
+        self.due_s = math.inf
+        soon = self._soon_free() if self._pace.steady and not behind else ()
+        if not self.ready and not soon and all(len(slot.jobs) >= enough for slot in self._slots):
             self._receiver.want(None, self.rounds)
             return
         for slot in self._slots:
@@ -85,13 +91,29 @@ class Dispatcher:
                 break
             self.ready[0].share = front.share
             front.start(self.ready.popleft())
+        for slot in soon:
+            if self.ready and _may_wait_behind(self.ready[0], slot):
+                slot.start(self.ready.popleft())
         wish = None
         # What is ready and doesn't fit is waited for: small tasks must not take its place for ever.
         if not self.ready and not self._recorder.full():
-            queued = self._queued(behind, enough) if behind else {}
+            queued = self._queued(behind, enough) if behind else _one_each(soon)
             space = self._room.space()
             wish = Wish(space, queued) if space.slots or queued else None
         self._receiver.want(wish, self.rounds)
+
+    def _soon_free(self) -> Sequence[Slot]:
+        """Those that a message should wait for them already, as long as none does."""
+        now_s, soon = time.monotonic(), list[Slot]()
+        for slot in self._slots:
+            if slot.runner is None or len(slot.jobs) != 1:
+                continue
+            ends_s = self._pace.ends_s(slot.runner.front_began_s())
+            if now_s < ends_s - LEAD_S:
+                self.due_s = min(self.due_s, ends_s - LEAD_S)
+            elif now_s < ends_s + LEAD_S:  # else it is another kind of message
+                soon.append(slot)
+        return soon
 
     def _slot_behind(self, job: Job) -> Slot | None:
         """Where it can wait: the one with the fewest of those that run the same kind."""
@@ -170,10 +192,13 @@ class Dispatcher:
         # A setup function says nothing of the tasks' pace.
         cuts = self._limits.workers_send and runner.setup_s() is None
         size = self._piece_size(runner, *running) if cuts else None
-        stuck = since_s > STUCK_S and any(job.held is not held for job in runner.jobs)
+        before_s = time.monotonic() - STUCK_S
+        stuck = since_s > STUCK_S and any(
+            job.held is not held and job.began_s < before_s for job in runner.jobs
+        )
         if not (size or stuck):
             return
-        self._message_s = None
+        self._pace.forget()
         for rest in runner.cut():
             if rest.held is not held:
                 self.ready.append(rest)
@@ -261,8 +286,16 @@ class Dispatcher:
             self._recorder.hand_over(held, copies, delay_s=min(self._limits.delay_s, GUARD_S))
 
     def give_back_all(self) -> None:
+        """Instead of `dispatch`, from when on nothing is to be started any more."""
+        self.due_s = math.inf
         while self.ready:
             self.give_back(self.ready.popleft())
+
+
+def _one_each(slots: Sequence[Slot]) -> Mapping[Requirements, int]:
+    """One more message for each slot that has only one, by what these need."""
+    lanes = [slot.jobs[0].held.lane for slot in slots if len(slot.jobs) == 1]
+    return Counter(lane.requires for lane in lanes if not lane.limited)
 
 
 def _may_wait_behind(job: Job, slot: Slot) -> bool:

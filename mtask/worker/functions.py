@@ -22,6 +22,7 @@ from mtask.requirements import Capabilities
 from mtask.retry import is_wanted
 from mtask.worker.child import BagFrame, Kit
 from mtask.worker.environment import environment_of, pinned
+from mtask.worker.forked import Forked, can_fork
 from mtask.worker.held import Job
 from mtask.worker.orphans import MARK
 from mtask.worker.output import new_output, take_tail
@@ -73,10 +74,13 @@ class FunctionRunner(Runner):
         machine: Capabilities | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child_bytes: int | None = None,
+        forks: bool = False,
     ) -> None:
+        """`forks`: may the first child be a copy of this process?"""
         super().__init__(host, machine=machine)
         self._max_tasks, self._max_memory_bytes = max_tasks_per_child, max_memory_per_child_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._forks = forks
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
         self._stage = stage_folder(host.name)
@@ -192,14 +196,15 @@ class FunctionRunner(Runner):
             checkpoints=task.rooted(self.host.checkpoints),
             stage=self._stage,
         )
+        variables = {MARK: self.host.name} | environment_of(share, self._machine)
         with pinned(share):
-            self._process = subprocess.Popen(
+            self._process = self._forked(kit, variables) or subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stdout,
                 stderr=self._stderr,
                 pass_fds=(jobs_out, results_in, cell_fd),
-                env=os.environ | {MARK: self.host.name} | environment_of(share, self._machine),
+                env=os.environ | variables,
                 process_group=0,
             )
         self._share = share
@@ -212,6 +217,10 @@ class FunctionRunner(Runner):
         self._frames, self._known, self._epoch = Frames(), set[str](), 0
         self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
         self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
+
+    def _forked(self, kit: Kit, variables: dict[str, str]) -> Forked | None:
+        forks, self._forks = self._forks and can_fork(), False
+        return Forked(kit, (self._stdout, self._stderr), variables) if forks else None
 
     def _write(self, data: bytes) -> None:
         waiting = bool(self._unwritten)

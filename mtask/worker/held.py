@@ -126,7 +126,7 @@ class Held:
     def _own_lane(self) -> str:
         """Of the bag's lanes, the one that the message's is, or is in front of."""
         own = (DEFAULT_LANE, *self.bag.lanes)
-        return next((lane.name for lane in own if self.lane in (lane, front_of(lane))), "")
+        return next((lane.name for lane in own if self.lane == lane or self.lane == front_of(lane)), "")
 
     def guarded(self, start: int, stop: int, worker: str) -> Message:
         """The same for tasks that `worker` runs on without holding their message; see `mtask.worker.guard`."""

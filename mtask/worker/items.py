@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from mtask.errors import BagNotFoundError, MtaskError
-from mtask.model import DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import DeadMessage, Delivery, Failure, Message, Reason, Result, State
 from mtask.portion import Portion, expanded
 from mtask.worker.held import Held
 
-__all__ = ["Item", "as_refused", "checking", "emptied", "singles"]
+__all__ = ["Ends", "Item", "as_refused", "checking", "emptied", "singles", "unsent_of"]
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +35,40 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Delete the message, though its tasks run on: what is sent takes its place."""
     size_bytes: int = 0
     """About how much memory the results take."""
+
+
+class Ends(NamedTuple):
+    """Which messages a worker holds no more, once some items are written down."""
+
+    settled: dict[Held, int]
+    """So many of their tasks."""
+    over: list[Held]
+    """Nothing is left of them."""
+    released: list[tuple[Held, float]]
+    """Given back, after so many seconds."""
+    let_go: list[Held]
+    """Their tasks run on."""
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Ends:
+        settled: dict[Held, int] = defaultdict(int)
+        for item in items:
+            settled[item.held] += item.settles
+        return cls(
+            settled,
+            over=[held for held, n in settled.items() if n >= held.unsettled],
+            released=[(item.held, item.release_s) for item in items if item.release_s is not None],
+            let_go=[item.held for item in items if item.lets_go],
+        )
+
+    def mine(self) -> list[Held]:
+        """All whose leases end with this. Of what runs on without, the heartbeat tells until its rows are written."""
+        ends = (*self.over, *(held for held, _ in self.released), *self.let_go)
+        return [held for held in ends if not held.let_go]
+
+    def deleted(self) -> list[Delivery]:
+        """With their present tokens."""
+        return [held.delivery for held in {*self.over, *self.let_go} if not held.let_go]
 
 
 def checking(item: Item) -> Item:
@@ -71,3 +107,11 @@ def as_refused(item: Item, error: MtaskError) -> Item:
         for result in expanded(item.results)
     ]
     return msgspec.structs.replace(item, results=results, attempts=())
+
+
+def unsent_of(item: Item, unsent: Collection[int]) -> Item:
+    """What is left of it when its rows are written and its messages sent, but for these (by `id`)."""
+    sends = [(delay_s, message) for delay_s, message in item.sends if id(message) in unsent]
+    rest = msgspec.structs.replace(item, results=(), attempts=(), dead=None, size_bytes=0, sends=sends)
+    # "Not sent" may mean: perhaps.
+    return checking(rest)

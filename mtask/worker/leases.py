@@ -51,7 +51,7 @@ class LeaseKeeper(Service):
     def add(self, held: Iterable[Held]) -> None:
         with self._wake:
             for each in held:
-                if each.let_go:
+                if each.let_go or each.lost:
                     continue
                 self._held.add(each)
                 if _due_s(each) < self._looks_s:
@@ -121,9 +121,10 @@ class LeaseKeeper(Service):
                 if time.monotonic() >= held.expires_s:
                     gone.add(held)
         with self._wake:
+            for held in gone:
+                held.lost = True
             self._held.difference_update(gone)
         for held in gone:
-            held.lost = True
             self._on_lost(held)
 
     def confirm(self, held: Iterable[Held]) -> None:
@@ -139,8 +140,8 @@ class LeaseKeeper(Service):
             for lease_s in {each.lease_s for each in doubtful}:
                 batch = [each for each in doubtful if each.lease_s == lease_s]
                 for lost in self._extend_batch(batch, lease_s):
-                    lost.lost = True
                     with self._wake:
+                        lost.lost = True
                         self._held.discard(lost)
                     self._on_lost(lost)
 

@@ -56,6 +56,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     lanes: bool = True
     """Serve all lanes of the table's list. False: only the queue itself; nothing is given back in front of it,
     where nobody might look."""
+    orphans: bool = True
+    """Have a process beside it that ends what it leaves behind if it is killed. Not where a batch system does."""
+    forks: bool = False
+    """May the first function's process be a copy of this one, if it is made before anything else is started? Not
+    with a vendor's library in it."""
     submits: bool = True
     """May its tasks submit tasks? Not where the queue ends with the worker."""
     alone: bool = True

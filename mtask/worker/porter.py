@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import secrets
 import selectors
 import shutil
 import signal
@@ -59,7 +58,7 @@ class Answer(msgspec.Struct):
 
 def stage_folder(worker: str) -> str:
     """A name for a folder that isn't there yet, and that is removed with what else a killed worker leaves."""
-    return os.path.join(tempfile.gettempdir(), f"{scratch_prefix(worker)}out-{secrets.token_hex(4)}")
+    return os.path.join(tempfile.gettempdir(), f"{scratch_prefix(worker)}out-{os.urandom(4).hex()}")
 
 
 class Porter:

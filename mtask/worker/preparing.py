@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import threading
 import time
@@ -98,19 +97,21 @@ def prepared(
 
 
 def _fits(setup: Setup[..., Any], columns: Collection[str]) -> bool:
-    parameters = inspect.signature(setup.function).parameters.values()
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = setup.signature.parameters.values()
     return all(
-        each.kind not in variable and (each.name in columns or each.default is not each.empty)
+        each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and (each.name in columns or each.default is not each.empty)
         for each in parameters
     )
 
 
 def _caller(setup: Setup[..., Any], function: Callable[..., Any], columns: Sequence[str]) -> Call:
     """Converts a row's values as for the task's function, so that they are the ones with which that calls it."""
+    import inspect
+
     from mtask.binding import Binder, hints_of
 
-    signature = inspect.signature(setup.function)
+    signature = setup.signature
     hints = hints_of(function, inspect.signature(function)) | hints_of(setup.function, signature)
     parameters = [
         each.replace(annotation=hints.get(each.name, each.annotation))
@@ -120,5 +121,6 @@ def _caller(setup: Setup[..., Any], function: Callable[..., Any], columns: Seque
     def stand_in(*args: Any, **kwargs: Any) -> None:
         setup(*args, **kwargs)
 
+    stand_in.__qualname__ = setup.function.__qualname__
     stand_in.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return Binder(stand_in, columns, spare=columns).caller()

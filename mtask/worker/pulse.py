@@ -14,7 +14,6 @@ import mtask
 from mtask.errors import BackendError, SchemaError
 from mtask.model import Running, WorkerStatus
 from mtask.table import Table
-from mtask.worker import roles
 from mtask.worker.runner import HOSTNAME
 from mtask.worker.service import Service
 
@@ -25,6 +24,8 @@ __all__ = ["Pulse"]
 
 BEAT_S = 2.0
 """Between two heartbeats, if the table has no `beat_s` of its own."""
+ROLES_BEAT_S = 2.0
+"""At least as often beats who takes its role from the table."""
 LOOK_S = 5.0
 """Between two looks at the table, however rarely the worker beats: a cancelled bag is to stop soon."""
 CLEAN_S = 3600.0
@@ -40,7 +41,7 @@ class Pulse(Service):
         self._wake, self._stopped = threading.Event(), False
         self._beat_s: float = getattr(table, "beat_s", BEAT_S)
         if worker.options.takes:  # the others of its pool make up for it when it dies
-            self._beat_s = min(self._beat_s, roles.BEAT_S)
+            self._beat_s = min(self._beat_s, ROLES_BEAT_S)
         self._beat_at_s = 0.0
         """When the next beat is due (monotonic clock)."""
         self._soon = False

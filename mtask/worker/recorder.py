@@ -6,24 +6,23 @@ import math
 import queue as stdlib_queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mtask.errors import BagNotFoundError, MtaskError, SendError, UnavailableError
+from mtask.errors import MtaskError, UnavailableError
 from mtask.giveback import sends_copies
 from mtask.model import Bag, DeadMessage, Message, Result, State
-from mtask.packing import fit
 from mtask.portion import Portion
-from mtask.queue import Queue, send_all
+from mtask.queue import Queue
 from mtask.retry import is_last, pause_s
 from mtask.table import Table
 from mtask.worker.held import Held
-from mtask.worker.items import Item, as_refused, checking, emptied, singles
+from mtask.worker.items import Item, as_refused, checking, singles
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
+from mtask.worker.writing import Writer, still_held
 
 __all__ = ["Recorder"]
 
@@ -54,8 +53,9 @@ class Recorder(Service):
         the bag of each message of which nothing is left, if something comes after it (`Spec.then`). `is_gone`: may
         another bag have this one's name by now? It may raise what the table raises."""
         super().__init__("recorder")
-        self._queue, self._table, self._keeper, self._notes = queue, table, keeper, notes
-        self._on_written, self._on_over, self._is_gone = on_written, on_over, is_gone
+        self._queue, self._keeper, self._notes = queue, keeper, notes
+        self._writer = Writer(queue, table, keeper, on_over, is_gone)
+        self._on_written = on_written
         self._rows: list[Result | Portion] = []
         """Written since `on_written` was called."""
         self._items: stdlib_queue.SimpleQueue[Item | None] = stdlib_queue.SimpleQueue()
@@ -228,11 +228,11 @@ class Recorder(Service):
     def _write_patiently(self, batch: list[Item]) -> None:
         """Until all is written but for what is refused. Raises UnavailableError after `give_up_at`."""
         pause_s = FIRST_PAUSE_S
-        while batch := self._still_held(batch):
+        while batch := still_held(self._keeper, batch):
             try:
-                self._write(batch)
+                self._refuse(self._write(batch))
                 break
-            except (UnavailableError, SendError) as problem:
+            except UnavailableError as problem:
                 error = problem
             except MtaskError:
                 self._refuse(self._write_singly(batch))
@@ -244,10 +244,6 @@ class Recorder(Service):
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         if not self._refused:
             self._notes.well("table or queue")
-
-    def _still_held(self, items: list[Item]) -> list[Item]:
-        self._keeper.confirm({item.held for item in items})
-        return [item for item in items if not item.held.lost]
 
     def _trouble(self, error: MtaskError) -> None:
         self._notes.trouble("table or queue", error)
@@ -268,11 +264,10 @@ class Recorder(Service):
 
     def _try_refused(self) -> None:
         before, self._refused = self._refused, []
-        left = self._still_held(before)
+        left = still_held(self._keeper, before)
         if left:
             try:
-                self._write(left)
-                left = []
+                left = self._write(left)
             except MtaskError:
                 left = self._write_singly(left)
         try:
@@ -291,103 +286,25 @@ class Recorder(Service):
         left = []
         for item in [single for several in batch for single in singles(checking(several))]:
             try:
-                self._write([item])
-            except (UnavailableError, SendError) as error:  # not of what is in it
+                left += self._write([item])
+            except UnavailableError as error:  # not of what is in it
                 self._refusal = error
                 left.append(item)
             except MtaskError as error:
                 self._refusal = error
                 try:
-                    self._write([as_refused(item, error)])
+                    left += self._write([as_refused(item, error)])
                 except MtaskError:
                     left.append(item)
         return left
 
-    def _write(self, batch: list[Item]) -> None:
-        """Rows first, then messages sent, then messages deleted; together where one database holds both."""
-        bags = {item.held.bag.uid: item.held.bag for item in batch}
-        gone = {uid for uid, bag in bags.items() if self._is_gone(bag)}
-        batch = [emptied(item) if item.held.bag.uid in gone else item for item in batch]
-        settled: dict[Held, int] = defaultdict(int)
-        for item in batch:
-            settled[item.held] += item.settles
-        over = [held for held, n in settled.items() if n >= held.unsettled]
-        released = [(i.held, i.release_s) for i in batch if i.release_s is not None]
-        let_go = [item.held for item in batch if item.lets_go]
-        # Of what runs on without a lease, the heartbeat tells until its rows are written.
-        mine = [held for held in (*over, *(held for held, _ in released), *let_go) if not held.let_go]
-        self._keeper.forget(mine)
+    def _write(self, batch: list[Item]) -> list[Item]:
+        """Returns what can't be sent, and what becomes of the same messages."""
         began_s = time.monotonic()
-        try:
-            with self._table.transaction(self._queue):
-                self._look_who_was_first(batch)
-                rows = self._write_rows(batch)
-                self._send([*batch, *self._followers(batch)])
-                if ended := [held.delivery for held in {*over, *let_go} if not held.let_go]:
-                    self._queue.delete(ended)
-                for held, delay_s in released:
-                    self._queue.release([held.delivery], delay_s=delay_s)
-        except BaseException:
-            self._keeper.add(mine)
-            raise
+        written = self._writer.write(batch)
         took_s = time.monotonic() - began_s
         self._company_s = min(COMPANY * took_s, MOST_COMPANY_S) if took_s > SLOW_S else 0.0
-        self._rows += rows
-        for held, n in settled.items():
-            held.unsettled -= n
-        for held in let_go:
-            self._keeper.let_go(held)
-        self._keeper.forget(over)
-        for bag in {held.bag.uid: held.bag for held in over if held.bag.spec.then}.values():
-            self._on_over(bag)
-
-    def _write_rows(self, batch: list[Item]) -> list[Result | Portion]:
-        rows = [result for item in batch for result in item.results]
-        attempts = [result for item in batch for result in item.attempts]
-        dead = [item.dead for item in batch if item.dead]
-        if rows:
-            self._table.record(rows)
-        if attempts:
-            self._table.keep_attempts(attempts)
-        if dead:
-            self._table.set_aside(dead)
-        return rows
-
-    def _look_who_was_first(self, batch: list[Item]) -> None:
-        """Of a task that was sent twice, only the first to end sends the next one: else all that come after
-        it would run twice, too. Asked before the row is written, for the first time that this is tried."""
-        for item in batch:
-            held = item.held
-            if item.results and held.message.then is not None and held.ended_before is None:
-                held.ended_before = bool(self._table.recorded(held.bag.name, [held.message.first]))
-
-    def _followers(self, batch: list[Item]) -> list[Item]:
-        """What may be sent now that the task before it has ended (`Spec.serial`)."""
-        found = []
-        for item in batch:
-            held = item.held
-            if item.over and held.message.then is not None and not held.ended_before:
-                try:
-                    block = self._table.block(held.bag.name, held.message.then)
-                    bag = self._table.bag(held.bag.name)
-                except (KeyError, BagNotFoundError):
-                    continue  # no submit came that far; `repair` sends what is left
-                if bag.uid != held.bag.uid:
-                    continue  # another one has its name now
-                # In the present generation: its own one may have been cancelled and taken up again meanwhile.
-                message = msgspec.structs.replace(
-                    Message.of(bag, block, check=True), expires_at=held.message.expires_at
-                )
-                found.append(Item(held=held, sends=[(0.0, message)]))
-        return found
-
-    def _send(self, batch: list[Item]) -> None:
-        longest_s = self._queue.limits.delay_s
-        by_delay: dict[float, list[Message]] = defaultdict(list)
-        for item in batch:
-            for delay_s, message in item.sends:
-                if delay_s > longest_s:
-                    message = msgspec.structs.replace(message, not_before=time.time() + delay_s)
-                by_delay[min(delay_s, longest_s)].append(fit(message, self._queue.limits.message_bytes))
-        for delay_s, messages in by_delay.items():
-            send_all(self._queue, messages, delay_s=delay_s)
+        self._rows += written.rows
+        if written.error is not None:
+            self._refusal = written.error
+        return written.left

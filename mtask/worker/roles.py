@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
 import time
 from collections import Counter
@@ -26,10 +28,8 @@ from mtask.table import Table
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
 
-__all__ = ["BEAT_S", "RoleKeeper"]
+__all__ = ["RoleKeeper"]
 
-BEAT_S = 2.0
-"""At least as often beats who takes its role from the table."""
 LOOK_S = 1.0
 """Between two looks at the split; `LOOK_CLOUD_S` where the table says how often it wants heartbeats."""
 LOOK_CLOUD_S = 2.0
@@ -39,6 +39,8 @@ DEAD_S = 6.0
 """A worker whose heartbeat stands still for so long, by the clock of who looks, has died. If not, it enters itself again."""
 SKEW_S = 60.0
 """A heartbeat that is older than one's own by so much is of a worker that died before; clocks differ by less."""
+AGAIN_S = 0.3
+"""At most so long, by chance, waits who wanted to change the split and found that another has."""
 BACKLOG_S = 3.0
 """Between two looks at the backlog."""
 FINISHED_S = 30.0
@@ -79,24 +81,35 @@ class RoleKeeper(Service):
         self._stopped.set()
 
     def work(self) -> None:
-        while not self._stopped.wait(0 if not self._seen else self._every_s):
+        pause_s = 0.0
+        while not self._stopped.wait(pause_s):
             try:
-                self.look()
+                pause_s = self._every_s if self.look() else random.uniform(0.0, AGAIN_S)
                 self._notes.well("table")
             except BackendError as error:
                 self._notes.trouble("table", error)
-                self._stopped.wait(self._every_s)
+                pause_s = self._every_s
+        with contextlib.suppress(BackendError):
+            self.leave()
 
-    def look(self) -> None:
-        """Once: at the split, and now and then at the heartbeats and the backlog."""
+    def look(self) -> bool:
+        """Once: at the split, and now and then at the heartbeats and the backlog. False: others were quicker to
+        change it."""
         split, version = read(self._table, self._pool)
         gone = self._gone(split)
         new = split.among([*(each for each in split.held if each not in gone), self._worker])
         if self._pool == BY_BACKLOG and self._worker == min(new.held):
             new = self._backlog.followed(new, self._offered)
         if new != split and not swap(self._table, self._pool, new, version):
-            return  # somebody was quicker; the next look shows it
+            return False
         self._tell(new)
+        return True
+
+    def leave(self) -> None:
+        """Another may have the role of this worker now; it is no matter if others notice that it's gone by themselves."""
+        split, version = read(self._table, self._pool)
+        if self._worker in split.held:
+            swap(self._table, self._pool, split.among(split.held.keys() - {self._worker}), version)
 
     def _gone(self, split: Split) -> set[str]:
         """Those of the pool that have died, or are about to stop."""
@@ -105,8 +118,8 @@ class RoleKeeper(Service):
             return set()
         self._look_at_s = now_s + PER_WORKER_S * len(split.held)
         workers = {each.worker: each for each in self._table.workers()}
-        self._offered = offered(workers.values())
         own = workers.get(self._worker)
+        self._offered = offered(each for each in workers.values() if not _has_stopped(each, own))
         seen, self._seen = self._seen, {self._worker: (0.0, now_s)}
         gone = set()
         for name in split.held.keys() - {self._worker}:

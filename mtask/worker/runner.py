@@ -111,6 +111,10 @@ class Runner:
     def warm(self, share: Share) -> None:
         """Do what can be done before the first job comes."""
 
+    def front_began_s(self) -> float:
+        """When the first of its jobs, of which there is one, began (monotonic clock)."""
+        return max(self.jobs[0].began_s, self._over_s)
+
     def cut(self) -> list[Job]:
         """Keep only the task that is running; returns the rest of its job and the jobs behind it."""
         raise NotImplementedError

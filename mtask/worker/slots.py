@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mtask.requirements import Capabilities
-from mtask.worker.commands import CommandRunner
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
 from mtask.worker.room import Share
 from mtask.worker.runner import Host, Runner
 
-__all__ = ["Slot", "room_behind"]
-
-QUEUED_S = 0.1
-"""A slot is given so much work in advance, by the pace of late: enough that it never waits for the
-next message, too little to be missed elsewhere."""
-MOST_QUEUED = 32
-
-
-def room_behind(message_s: float | None) -> int:
-    """How many messages, which take so long each, may wait behind the one that a slot runs."""
-    if not message_s or message_s > QUEUED_S / 2:
-        return 0
-    return min(MOST_QUEUED, int(QUEUED_S / message_s))
+__all__ = ["Slot"]
 
 
 class Slot:
@@ -36,6 +23,7 @@ class Slot:
         machine: Capabilities | None = None,
         max_tasks_per_child: int | None = None,
         max_memory_per_child_bytes: int | None = None,
+        forks: bool = False,
     ) -> None:
         """`machine`: what the shares are shares of."""
         self.runner: Runner | None = None
@@ -47,8 +35,9 @@ class Slot:
                 machine=machine,
                 max_tasks_per_child=max_tasks_per_child,
                 max_memory_per_child_bytes=max_memory_per_child_bytes,
+                forks=forks,
             ),
-            False: lambda: CommandRunner(host, machine=machine),
+            False: lambda: _command_runner(host, machine),
         }
         self._runners: dict[bool, Runner] = {}
 
@@ -111,6 +100,12 @@ class Slot:
     def close(self) -> None:
         for runner in self._runners.values():
             runner.close()
+
+
+def _command_runner(host: Host, machine: Capabilities | None) -> Runner:
+    from mtask.worker.commands import CommandRunner  # with all that reads commands: worth 10 ms
+
+    return CommandRunner(host, machine=machine)
 
 
 def _is_function(job: Job) -> bool:

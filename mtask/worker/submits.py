@@ -14,22 +14,23 @@ import queue as stdlib_queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import mtask.errors
 from mtask import task
-from mtask.append import Known, add, open_bag, rows_of
 from mtask.errors import MtaskError, SendError, UnavailableError, UsageError
 from mtask.lanes import Lanes
 from mtask.model import Bag, BagState, Block, Result
-from mtask.reducing import pages_of, send_when_done, then_name
 from mtask.requirements import Requirements
 from mtask.spec import Spec
 from mtask.table import Table
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
+
+if TYPE_CHECKING:
+    from mtask.append import Known
 
 __all__ = ["Submits", "asked", "next_results"]
 
@@ -162,9 +163,14 @@ class Submits(Service):
 
     def look_whether_any_is_done(self, bags: Sequence[Bag]) -> None:
         """The same for all bags that there are, as at the start of a worker: those before it may all have died."""
+        waiting = [bag for bag in bags if bag.spec.then]
+        if not waiting:
+            return
+        from mtask.reducing import then_name
+
         states = {bag.name: bag.state for bag in bags}
-        for bag in bags:
-            if bag.spec.then and states.get(then_name(bag.name)) is not BagState.SEALED:
+        for bag in waiting:
+            if states.get(then_name(bag.name)) is not BagState.SEALED:
                 self.look_whether_done(bag)
 
     def _start_once(self) -> None:
@@ -220,6 +226,8 @@ class Submits(Service):
         answer(msgspec.json.encode(said))
 
     def _send_when_done(self, bag: Bag) -> None:
+        from mtask.reducing import send_when_done
+
         try:
             if bag.uid not in self._over and send_when_done(self._queue, self._table, bag):
                 self._over.add(bag.uid)
@@ -228,6 +236,8 @@ class Submits(Service):
 
     def _patiently(self, request: Submission | Page) -> Answer:
         """A queue or table that is away for a while costs the task no attempt."""
+        from mtask.reducing import pages_of
+
         pause_s = 0.1
         while True:
             try:
@@ -246,6 +256,8 @@ class Submits(Service):
                 return answer
 
     def _add(self, submission: Submission) -> None:
+        from mtask.append import Known, add, open_bag, rows_of
+
         spec = msgspec.structs.replace(submission.spec, growth=self._queue.limits.growth)
         if not self._allowed:
             raise UsageError(

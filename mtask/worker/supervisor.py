@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import selectors
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +40,6 @@ from mtask.worker.orphans import watch_for_orphans
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
-from mtask.worker.roles import RoleKeeper
 from mtask.worker.room import Room
 from mtask.worker.runner import HOSTNAME, Cause
 from mtask.worker.service import Service
@@ -50,6 +48,7 @@ from mtask.worker.submits import Submits
 
 if TYPE_CHECKING:
     from mtask.worker.notices import Notice, Watcher
+    from mtask.worker.roles import RoleKeeper
 
 __all__ = ["Options", "Worker"]
 
@@ -76,7 +75,7 @@ class Worker:
         """`on_written` is called with results that have been recorded, from another thread; they may be none.
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
-        self.name = name or f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
         self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
@@ -90,6 +89,7 @@ class Worker:
                 max_tasks_per_child=options.max_tasks_per_child,
                 max_memory_per_child_bytes=options.max_memory_per_child_bytes,
                 machine=self.can,
+                forks=options.forks,
             )
             for _ in range(options.slots)
         ]
@@ -142,6 +142,8 @@ class Worker:
         self._pulse = Pulse(self, table)
         self._role_keeper: RoleKeeper | None = None
         if options.takes:
+            from mtask.worker.roles import RoleKeeper
+
             self._role_keeper = RoleKeeper(
                 table,
                 self.name,
@@ -221,7 +223,7 @@ class Worker:
             service.start()
         if self._watcher is not None:
             self._watcher.start()
-        with watch_for_orphans(self.name):
+        with watch_for_orphans(self.name) if self.options.orphans else contextlib.nullcontext():
             try:
                 self._loop(until)
             except BaseException as error:
@@ -235,7 +237,7 @@ class Worker:
         began_s = self._idle_since_s = next_tick_s = time.monotonic()
         busy = False
         while True:
-            wait_s = min(next_tick_s, self._gathered.due_s) - time.monotonic()
+            wait_s = min(next_tick_s, self._gathered.due_s, self._dispatcher.due_s) - time.monotonic()
             for key, _ in self.selector.select(max(0.0, wait_s)):
                 key.data()
             self._inbox.read()
@@ -438,6 +440,8 @@ class Worker:
         if self.draining:
             return
         self._drain_reason = reason
+        if self._role_keeper is not None:  # others take its role
+            self._role_keeper.stop()
         self._receiver.stop()
         # What it gives back after an error might be what broke it.
         if self._error is None and self.options.lanes:

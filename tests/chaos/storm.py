@@ -24,6 +24,7 @@ from mtask.bag import BagHandle
 from mtask.model import Reason, Result, State
 from mtask.settings import Urls
 from tests.chaos.harness import Site, WorkerProcess
+from tests.chaos.storm_witness import Fault, Run, Witness, received
 
 HERE = Path(__file__).parent
 LEASE_S = 3.0
@@ -31,8 +32,6 @@ RETRIES = 1
 PER_MESSAGE = 5
 MOST_DEATHS = 8
 """So many random kills in a row hit hardly any innocent task."""
-SETTLE_S = 2.0
-"""After a worker woke up, or the queue came back: until everyone knows what was lost meanwhile."""
 COMMAND = """
 worker=${MTASK_WORKER%-*}
 echo "$x $$ ${worker##*-} $(date +%s.%N)" >> "$folder/log"
@@ -62,23 +61,6 @@ class Plan(NamedTuple):
     """Tasks that kill their workers."""
 
 
-class Fault(NamedTuple):
-    kind: str
-    worker: WorkerProcess | None
-    """None: all of them."""
-    begin_s: float
-    end_s: float
-
-
-class Run(NamedTuple):
-    """A line of the log: this process of this worker began a task."""
-
-    index: int
-    child: int
-    worker: int
-    at_s: float
-
-
 class Storm:
     """Submits two bags, of functions and of commands, and runs them in bad weather."""
 
@@ -88,7 +70,13 @@ class Storm:
         self.down = folder / "down"
         self.down.mkdir()
         self.site.command = [sys.executable, str(HERE / "storm_worker.py")]
-        harm = {"seed": plan.seed, "rates": plan.rates, "down": str(self.down)}
+        self._receipts = folder / "receipts"
+        harm = {
+            "seed": plan.seed,
+            "rates": plan.rates,
+            "down": str(self.down),
+            "receipts": str(self._receipts),
+        }
         self.site.env["CHAOS"] = json.dumps(harm)
         self.site.set_clock(0)
         self.faults: list[Fault] = []
@@ -263,7 +251,7 @@ class Storm:
     # -- afterwards ---------------------------------------------------------------------------------
 
     def wrongs(self) -> list[str]:
-        """What of the promises doesn't hold; empty: they do."""
+        """What of the promises doesn't hold, printed, too; empty: they do."""
         found = list(self.wrong)
         for bag in self.bags:
             found += self._wrong_rows(bag) + self._wrong_runs(bag)
@@ -280,6 +268,9 @@ class Storm:
             found.append(f"in the queue at the end: {depth}")
         if dead := list(self.site.manager.table.dead()):
             found.append(f"set aside: {dead[:3]}")
+        if found:
+            print(*found, sep="\n")
+            print(*(f"worker {worker.pid} said: {worker.said()}" for worker in self.site.workers), sep="\n")
         return found
 
     def _wrong_rows(self, bag: BagHandle) -> list[str]:
@@ -314,36 +305,15 @@ class Storm:
         if missing := set(range(len(self.kinds[bag.name]))) - set(self.runs(bag)):
             found.append(f"{bag.name}: never run: {sorted(missing)[:10]}")
         if not self.plan.rates:
-            blocks = defaultdict(list)
+            witness = Witness(self.site.workers, self.faults, received(self._receipts, bag.name))
             for index, runs in self.runs(bag).items():
-                blocks[index // PER_MESSAGE] += runs
+                witness.saw(index // PER_MESSAGE, runs)
             found += [
-                f"{bag.name}: run twice without a reason: {first}, {second}"
-                for first, second in self.twice(bag)
-                if not self._explained(first, second, blocks[first.index // PER_MESSAGE])
+                f"{bag.name}: run twice without a reason: {witness.story(second)}"
+                for _, second in self.twice(bag)
+                if not witness.explains(second)
             ]
         return found
-
-    def _explained(self, first: Run, second: Run, block: list[Run]) -> bool:
-        """Was a worker that ran tasks of this block hit before the second run began, or had one slept meanwhile?
-
-        One that dies with a message leaves twins: what it has sent of it in pieces, and the message itself. A queue out
-        of reach counts for all workers: whose lease runs out meanwhile stops too late. So does a worker that says
-        itself that it lost a lease: on a machine this busy it may be late with its extension.
-        """
-        for run in [first, second, *block]:
-            worker = self._worker(run)
-            if worker is not None and "lease was lost" in worker.said():
-                return True
-            for fault in self.faults:
-                hit = fault.worker is worker or fault.kind == "queue_outage"
-                if hit and fault.begin_s <= second.at_s and fault.end_s + SETTLE_S >= run.at_s:
-                    return True
-        return False
-
-    def _worker(self, run: Run) -> WorkerProcess | None:
-        known = [w for w in self.site.workers if w.pid == run.worker and w.started_at <= run.at_s]
-        return known[-1] if known else None
 
     def figures(self) -> dict[str, object]:
         """What happened, to be written down."""

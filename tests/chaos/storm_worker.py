@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import mtask.cli.work
 from mtask.cli import main
+from mtask.errors import MessageError
+from mtask.lanes import Lanes
 from mtask.manager import Manager, connect
+from mtask.model import Delivery, Message
+from mtask.queue import Queue
 from mtask.testing.faults import Faults, FaultyQueue, FaultyTable, Rates
+
+
+class Told(Lanes):
+    """Writes down what it receives, with the true time."""
+
+    def __init__(self, main: Queue, log: Path) -> None:
+        super().__init__(main)
+        self._log = log
+
+    def receive(self, **options: Any) -> list[Delivery]:
+        deliveries = super().receive(**options)
+        now = time.clock_gettime(time.CLOCK_REALTIME)
+        for delivery in deliveries:
+            try:
+                message = Message.decode(delivery.body)
+            except MessageError:
+                continue
+            span = f"{message.first} {message.first + message.count}"
+            line = f"{message.bag} {span} {delivery.deliveries + message.deaths} {os.getpid()} {now:.6f}\n"
+            with open(self._log, "a") as log:
+                log.write(line)
+        return deliveries
 
 
 def connect_badly(queue: str | None, table: str | None, **_: Any) -> Manager:
@@ -23,7 +50,8 @@ def connect_badly(queue: str | None, table: str | None, **_: Any) -> Manager:
         down=Path(harm["down"]),
         together=not harm["rates"],
     )
-    manager.queue, manager.table = FaultyQueue(manager.queue, faults), FaultyTable(manager.table, faults)
+    manager.queue = Told(FaultyQueue(Lanes.over(manager.queue).main, faults), Path(harm["receipts"]))
+    manager.table = FaultyTable(manager.table, faults)
     return manager
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ import pytest
 from mtask.bag import BagHandle
 from mtask.manager import Manager, connect
 from mtask.model import Result
-from mtask.shipping import pack
 from mtask_condor.fleet import CondorFleet
 from mtask_condor.keeper import step
 from mtask_rabbitmq import make_queue
@@ -38,19 +36,7 @@ PERSONAL_POOL = (sys.executable, str(ROOT / "condor/pool.py"))
 @pytest.fixture(scope="module")
 def home(pool: CondorPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mtask and all that it needs, where the pool's user can read it."""
-    archive = tmp_path_factory.mktemp("home") / "code.tar.gz"
-    pack(
-        archive,
-        archive.parent,
-        packages=["mtask_sqlite", "mtask_condor", "mtask_rabbitmq"],
-        extras=["condor", "rabbitmq"],
-    )
-    place = pool.folder / "home"
-    with tarfile.open(archive) as opened:
-        opened.extractall(place)
-    for path in (place, *place.rglob("*")):
-        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
-    return place
+    return pool.home(tmp_path_factory.mktemp("home"), "rabbitmq")
 
 
 class Camp:

@@ -46,3 +46,11 @@ def fail_twice(x: int, folder: str) -> int:
     if len(Path(folder, str(x)).read_text().splitlines()) < 3:
         raise RuntimeError("not yet")
     return 2 * x
+
+
+def after(x: int, folder: str) -> int:
+    """Fails until the gate is open."""
+    if not Path(folder, "gate").exists():
+        time.sleep(1)
+        raise RuntimeError("not yet")
+    return 2 * x

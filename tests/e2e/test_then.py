@@ -28,6 +28,9 @@ def total(results):
 def lengths(results):
     return [(result.index, len(result.value)) for result in results]
 
+def lengths_of_output(results):
+    return [len(result.stdout) for result in results]
+
 def bad(results):
     if os.path.exists("sick"):
         raise ValueError("no")
@@ -69,6 +72,17 @@ def test_it_fails_as_any_task_and_is_tried_again(command, mt) -> None:
     work(mt, mt.bag("b"))
     assert command("wait", "b").code == 0
     assert [result.value for result in mt.bag("b.then").results()] == ["mended"]
+
+
+def test_it_takes_no_part_in_the_staging_of_the_tasks(command, mt) -> None:
+    command.write("2.txt", "two")
+    command.write("one.csv", "x\n2\n")
+    staged = ("--in", "text={x}.txt", "--out", "copy=out/{x}.txt")
+    options = ("--shell", 'cp "$text" "$copy"', "--bag", "b", "--then", "m:lengths_of_output", "-j1")
+    done = command("run", "one.csv", *options, *staged)
+    assert done.code == 0, done.err
+    assert [result.value for result in mt.bag("b.then").results()] == [[0]]
+    assert Path("out/2.txt").read_text() == "two"
 
 
 def test_it_comes_only_when_all_are_done(command, mt) -> None:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from mtask.shipping import pack
 from tests.servers.process import missing
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,7 @@ class CondorPool:
             "folder": str(self.folder / "queues" / name),
             "python": self.python,
             "path": ":".join(self.path),
+            "collect": "no",
             **options,
         }
         return f"condor:///{name}?{urlencode(given)}"
@@ -69,6 +72,17 @@ class CondorPool:
             if not (place / name).exists():
                 shutil.copytree(Path(spec.origin).parent, place / name)
         return [*self.path, str(place)]
+
+    def home(self, temporary: Path, *extras: str) -> Path:
+        """mtask with SQLite, this client and those of `extras`, where the pool's user can read it."""
+        archive, place = temporary / "code.tar.gz", self.folder / f"home-{uuid4().hex[:8]}"
+        packages = [f"mtask_{name}" for name in ("sqlite", "condor", *extras)]
+        pack(archive, temporary, packages=packages, extras=["condor", *extras])
+        with tarfile.open(archive) as opened:
+            opened.extractall(place)
+        for path in (place, *place.rglob("*")):
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+        return place
 
     def run(self, *args: str) -> str:
         """A program of HTCondor's, as condor_q."""

@@ -26,7 +26,7 @@ from mtask.portion import Portion, line_of
 from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Present
-from mtask_condor.collector import Collector, Removed
+from mtask_condor.collector import Collector
 from mtask_condor.jobs import _description, requirements_of
 from mtask_condor.live import Live, runs_of
 from mtask_condor.live import _merged as merged
@@ -34,6 +34,7 @@ from mtask_condor.node import Outbox, _starts
 from mtask_condor.node import main as node_main
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter, Outcome, Writer, read
+from mtask_condor.removed import Removed
 from mtask_condor.watch import News, Watch, cluster_in_log
 from tests.servers.process import missing
 
@@ -154,7 +155,7 @@ def test_a_full_disk_on_the_node_is_said(tmp_path, manager):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "small").mkdir()
     script = "mount -t tmpfs -o size=64k none small && cp order.json 0.in 0.out small && cd small && exec "
-    script += f"{sys.executable} -m mtask_condor.node 0"
+    script += f"{sys.executable} -m mtask_condor 0"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
         cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
@@ -500,9 +501,12 @@ def test_an_unreadable_file_is_set_aside(tmp_path, manager):
         ("condor://", "needs a name"),
         ("condor:///a/b", "needs a name"),
         ("condor:///a b", "needs a name"),
-        ("condor:///a?foldr=x", "unknown option 'foldr'; there are disk, folder"),
+        ("condor:///a?foldr=x", "unknown option 'foldr'; there are collect, disk, folder"),
         ("condor:///a?table=dynamodb", "table is files"),
         ("condor:///a?disk=much", "'much' is not a size"),
+        ("condor:///a?pool=b", "which schedd of that pool"),
+        ("condor://s/a?pool=b/c", "pool is the host"),
+        ("condor:///a?collect=maybe", "collect is yes or no"),
         ("condor:///a?grace_s=-1", "grace_s must be a number of seconds"),
         ("condor:///a?split_after_s=x", "split_after_s must be a number of seconds"),
     ],
@@ -521,16 +525,20 @@ def test_an_address(tmp_path, monkeypatch):
     assert str(tmp_path) in address_of("condor:///reads").path
 
 
-def test_messages_are_cut_only_where_that_was_asked_for():
+def test_messages_are_cut_only_where_somebody_collects(monkeypatch):
     """The pieces wait for somebody who collects; and without cutting, none should be long."""
     from mtask_condor.queue import CondorQueue
 
-    assert address_of("condor:///reads").split_after_s is None
-    assert address_of("condor:///reads?split_after_s=60").split_after_s == 60.0
-    growths = [
-        CondorQueue(address_of(f"condor:///reads{end}")).limits.growth for end in ("", "?split_after_s=9")
-    ]
-    assert growths == [250, 10]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    ends = ["", "?collect=no", "?split_after_s=9&collect=no"]
+    found = [address_of(f"condor:///reads{end}") for end in ends]
+    assert [(each.collect, each.split_after_s) for each in found] == [(True, 60), (False, None), (False, 9)]
+    assert [CondorQueue(each).limits.growth for each in found] == [10, 250, 10]
+    assert not address_of("condor://submit.example.org/reads").collect, "it may be another machine"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not address_of("condor:///reads").collect, "its jobs are somebody else's"
+    with pytest.raises(UsageError, match="somebody else's"):
+        address_of("condor:///reads?collect=yes")
     order = Order(bag=Bag(name="b", spec=Spec(kind="command")))
     assert msgspec.json.decode(msgspec.json.encode(order), type=Order).split_after_s is None
 

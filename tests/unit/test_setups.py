@@ -247,10 +247,11 @@ class TestTasks:
 
         def f(x):
             model(x)
+            time.sleep(0.4)
         """
-        (result,) = bench.run(source, [{"x": 0}], timeout_s=0.6)
+        (result,) = bench.run(source, [{"x": 0}], timeout_s=1.1)
         assert result.state == "done", result.error
-        assert result.wall_s < 0.4
+        assert 0.4 <= result.wall_s < 1.0
         assert result.cpu_s < 0.4
         assert result.finished_at - result.started_at == pytest.approx(result.wall_s, abs=0.01)
 
@@ -293,13 +294,13 @@ class TestTasks:
         def model():
             note("tried")
             if len(Path(os.environ["SETUP_LOG"]).read_text().splitlines()) < 2:
-                raise OSError("not yet")
+                raise FileNotFoundError("not yet")
             return 7
 
         def f(x):
             return model()
         """
-        (result,) = bench.run(source, [{"x": 0}], retries=3, retry_on=["OSError"])
+        (result,) = bench.run(source, [{"x": 0}], retries=3, retry_on=["OSError"])  # a base of it
         assert (result.value, result.attempt) == (7, 2)
 
     def test_no_retry_may_name_it(self, bench):

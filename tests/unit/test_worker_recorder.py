@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from mtask.errors import BackendError, UnavailableError
+from mtask.errors import BackendError, SendError, UnavailableError
 from mtask.manager import connect
-from mtask.model import Bag, DeadMessage, Failure, Message, Reason, Result, State
+from mtask.model import Bag, DeadMessage, Delivery, Failure, Message, Reason, Result, State
 from mtask.worker import recorder
 from mtask.worker.bags import Bags
 from mtask.worker.held import Held
@@ -26,11 +26,12 @@ RAISED = Failure(reason=Reason.RAISED, type="ValueError", message="no")
 
 
 class Bench:
-    """A recorder on a real queue and table, apart from each other as in a cloud, behind wrappers."""
+    """A recorder on a real queue and table, mostly apart from each other as in a cloud, behind wrappers."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
         self.queue, self.table = Wrapper(place.queue), Wrapper(place.table)
+        self.table.faults["transaction"] = lambda method, _: method(place.queue)
         self.said: list[str] = []
         self.lost: list[Held] = []
         notes = Notes(self.said.append)
@@ -78,8 +79,9 @@ class Bench:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    with connect(f"sqlite:///{tmp_path}/queue.db", f"sqlite:///{tmp_path}/table.db") as manager:
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    queue = "table" if getattr(request, "param", "apart") == "together" else "queue"
+    with connect(f"sqlite:///{tmp_path}/{queue}.db", f"sqlite:///{tmp_path}/table.db") as manager:
         yield Place(manager)
 
 
@@ -101,10 +103,10 @@ def failed(index: int, attempt: int = 1) -> Result:
     return Result.failed("bag", index, RAISED, attempt=attempt)
 
 
-def submitted(bench: Bench, count: int = 4, **spec: Any) -> tuple[Bag, Held]:
+def submitted(bench: Bench, count: int = 4, *, lease_s: float = 60, **spec: Any) -> tuple[Bag, Held]:
     bag = bench.place.put_bag([[x] for x in range(count)], **spec)
     bench.place.queue.send([Message.of(bag, bench.place.block([[x] for x in range(count)]))])
-    return bag, bench.receive(bag)
+    return bag, bench.receive(bag, lease_s=lease_s)
 
 
 # -- together ---------------------------------------------------------------------------------------
@@ -218,9 +220,7 @@ def submitted_again(bench: Bench) -> tuple[Bag, Held]:
 
 
 def test_leases_are_kept_while_the_table_is_away(bench: Bench) -> None:
-    bag = bench.place.put_bag([[0]])
-    bench.place.queue.send([Message.of(bag, bench.place.block([[0]]))])
-    held = bench.receive(bag, lease_s=1)
+    _, held = submitted(bench, 1, lease_s=1)
     bench.table.faults["record"] = unavailable
     bench.start()
     bench.recorder.attempts_ended(held, done(0))
@@ -231,6 +231,48 @@ def test_leases_are_kept_while_the_table_is_away(bench: Bench) -> None:
     assert bench.states() == {0: State.DONE}
     assert bench.place.queue.depth() == (0, 0, 0)
     assert not bench.lost
+
+
+def test_leases_are_kept_while_the_table_takes_longer_than_they_last(bench: Bench) -> None:
+    """Who received the message meanwhile would find no rows, and run its tasks again."""
+    _, held = submitted(bench, 1, lease_s=1)
+    over_s = held.expires_s + 0.1
+    others: list[Delivery] = []
+
+    def record(method: Callable[..., Any], results: Sequence[Result]) -> None:
+        wait_until(lambda: time.monotonic() >= over_s)
+        others.extend(bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=0))
+        method(results)
+
+    bench.table.faults["record"] = record
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    bench.finish()
+    assert others == []
+    assert bench.states() == {0: State.DONE}
+    assert bench.place.queue.depth() == (0, 0, 0)
+    assert not bench.lost
+
+
+def test_what_a_lease_was_lost_for_while_its_rows_were_written_is_sent_by_its_next_holder(
+    bench: Bench,
+) -> None:
+    """This process stood still meanwhile, so that its LeaseKeeper doesn't know."""
+    _, held = submitted(bench, 3, retries=1, backoff_s=0.0, lease_s=1)
+    over_s = held.expires_s
+
+    def record(method: Callable[..., Any], results: Sequence[Result]) -> None:
+        method(results)
+        wait_until(lambda: time.monotonic() >= over_s)
+        assert bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=10)
+
+    bench.table.faults["record"] = record
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.recorder.hand_on(held, [held.single(2)])
+    bench.recorder.start()  # and not the keeper
+    bench.finish_recorder()
+    assert (bench.states(), bench.lost) == ({0: State.DONE}, [held])
+    assert bench.place.queue.depth() == (0, 1, 0), "what the other one holds"
 
 
 @pytest.mark.parametrize("error", [UnavailableError("away"), BackendError("odd")])
@@ -479,6 +521,40 @@ def test_what_is_refused_for_good_holds_up_no_other_message(bench: Bench) -> Non
     assert [text.split()[4] for text in bench.said] == ["doesn't", "answers"]
 
 
+@pytest.mark.parametrize("place", ["apart", "together"], indirect=True)
+def test_what_cant_be_sent_holds_up_the_rows_of_no_message_and_only_its_own_end(bench: Bench) -> None:
+    """One lane is full; what goes to others is sent once."""
+    _, held = submitted(bench, 2, retries=1, backoff_s=0.0)
+    _, other = submitted_again(bench)
+
+    def send(method: Callable[..., Any], messages: Sequence[Message], **options: Any) -> None:
+        if passing := [message for message in messages if message.first > 6]:
+            method(passing, **options)
+        if full := [message for message in messages if message.first <= 6]:
+            raise SendError([(message, "the lane is full") for message in full])
+
+    bench.queue.faults["send"] = send
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.recorder.hand_on(other, [other.single(7)])
+    bench.start()
+    wait_until(lambda: bench.said)
+    assert bench.states() == {0: State.DONE}
+    bench.recorder.attempts_ended(other, done(8))
+    wait_until(lambda: len(bench.states()) == 2)
+    wait_until(lambda: bench.queue.called("delete"))
+    assert not bench.recorder.quiet()
+    assert bench.place.queue.depth().leased == 1, "what isn't sent is still held"
+    assert bench.keeper.held() == [held]
+    bench.queue.faults.clear()
+    bench.finish()
+    assert bench.recorder.quiet()
+    assert (bench.recorder._waiting, bench.recorder._waiting_bytes) == (0, 0)
+    assert len(bench.table.called("record")) == len(bench.table.called("keep_attempts")) + 1 == 2, "once each"
+    sent = [(message.first, message.attempt, message.check) for message in bench.messages()]
+    assert sorted(sent) == [(1, 1, True), (7, 0, False)]
+    assert [text.split()[4] for text in bench.said] == ["doesn't", "answers"]
+
+
 def test_what_is_refused_until_the_worker_must_go_is_given_up(bench: Bench) -> None:
     _, held = submitted(bench, 1, retries=1, backoff_s=0.0)
     bench.queue.faults["send"] = failing(10**9, BackendError("no such exchange"))
@@ -559,11 +635,21 @@ def chained(bench: Bench) -> tuple[Bag, Held]:
     return bag, bench.receive(bag)
 
 
-def test_whoever_ends_a_task_sends_the_next_of_its_key_also_after_a_fault(bench: Bench) -> None:
+@pytest.mark.parametrize("names", [True, False])
+def test_whoever_ends_a_task_sends_the_next_of_its_key_also_after_a_fault(bench: Bench, names: bool) -> None:
     _, held = chained(bench)
-    bench.queue.faults["send"] = failing(1)  # the row is there by then
+
+    def send(method: Callable[..., Any], messages: Sequence[Message], **options: Any) -> None:
+        copies = [msgspec.structs.replace(message) for message in messages]
+        raise SendError([(message, "full") for message in copies])
+
+    bench.queue.faults["send"] = send if names else failing(1)  # the row is there by then
     bench.start()
     bench.recorder.attempts_ended(held, done(0))
+    wait_until(lambda: bench.said)
+    if names:
+        assert bench.keeper.held() == [held]
+    bench.queue.faults.clear()
     bench.finish()
     (message,) = bench.messages()
     assert (message.first, message.check, message.expires_at) == (1, True, 5e9)

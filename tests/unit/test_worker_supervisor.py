@@ -301,6 +301,9 @@ def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: P
         def running(self) -> tuple[Job, int, float]:
             return self.jobs[0], 0, 1.0
 
+        def setup_s(self) -> float | None:
+            return None
+
         def cut(self) -> list[Job]:
             self.cuts += 1
             return []
@@ -309,7 +312,12 @@ def test_the_rest_of_a_message_isnt_taken_from_its_slot_again_and_again(place: P
     made = place.worker(split_after_s=60)
     made._dispatcher.relieve(runner)
     assert runner.cuts == 0
-    runner.jobs.append(Job(other, 0, 3))
+    behind = Job(other, 0, 3)
+    behind.began_s = time.monotonic()
+    runner.jobs.append(behind)
+    made._dispatcher.relieve(runner)
+    assert runner.cuts == 0, "it has only just come"
+    behind.began_s -= 1
     made._dispatcher.relieve(runner)
     assert runner.cuts == 1, "but what waits of another message is taken"
     made.drain()
@@ -322,6 +330,7 @@ class Busy:
 
     retiring, pid = False, 0
     share: Share | None = None
+    setup: float | None = None
 
     def __init__(self, *jobs: Job) -> None:
         self.jobs, self.cuts, self.stopped = deque(jobs), 0, list[Cause]()
@@ -332,6 +341,9 @@ class Busy:
 
     def running(self) -> tuple[Job, int, float]:
         return self.jobs[0], self.jobs[0].start, 1.0
+
+    def setup_s(self) -> float | None:
+        return self.setup
 
     def start(self, job: Job) -> None:
         self.jobs.append(job)
@@ -382,11 +394,11 @@ def suspect() -> Job:
 def test_what_is_cut_away_behind_a_long_task_is_put_back_if_it_is_of_the_same_message(still: Any) -> None:
     held, other = held_of(3), a_job()
     runner = Busy(Job(held, 0, 1), Job(held, 1, 3), other)
-    still._dispatcher._message_s = 0.001
+    still._dispatcher.job_over(0.001)
     still._dispatcher.relieve(runner)
     assert [(job.held, job.start, job.stop) for job in runner.jobs] == [(held, 0, 1), (held, 1, 3)]
     assert list(still._dispatcher.ready) == [other]
-    assert still._dispatcher._message_s is None, "the pace of before says nothing any more"
+    assert not still._dispatcher._pace.room_behind(), "the pace of before says nothing any more"
 
 
 @pytest.fixture
@@ -447,6 +459,16 @@ def test_imports_before_the_first_task_say_nothing_of_the_pace(still: Any, sent:
     still._dispatcher.relieve(runner)
     assert runner.jobs[0].held.began_s == pytest.approx(time.monotonic() - 1, abs=0.2)
     assert sent == []
+
+
+def test_nor_does_a_setup_function(still: Any, sent: list[Message]) -> None:
+    runner = a_long_message(3600, begun=1, count=50)
+    runner.setup = 7200.0
+    still._dispatcher.relieve(runner)
+    assert sent == []
+    runner.setup = None
+    still._dispatcher.relieve(runner)
+    assert sent
 
 
 def test_the_pulse_finds_out_how_much_is_ahead(place: Place, gate: Path) -> None:

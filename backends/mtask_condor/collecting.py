@@ -1,0 +1,172 @@
+"""The job that collects: it records what other jobs bring back, and sends what comes next, so that nobody has to wait.
+
+    python -m mtask_condor.collecting FOLDER
+
+One for each folder of messages, in HTCondor's scheduler universe: it runs on the schedd's machine, as DAGMan does, and the
+schedd starts it again whenever it is gone. It ends when the folder is empty. Killing it, or running two, does no harm: all
+that it does, anybody may do at any time. What it has to know lies in the folder, for the owner alone:
+
+    collect.json    queue and table, and what of the environment they need. Gone: the job has ended, or is about to
+    collect.err     what it complained about
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mtask.errors import MtaskError, UnavailableError
+from mtask.registry import open_table, worker_environment
+from mtask.settings import Urls, absolute
+from mtask_condor.address import Address
+from mtask_condor.batch import storing
+from mtask_condor.schedd import Schedd, description, plain, quoted, word
+
+__all__ = ["Collecting", "main"]
+
+PAUSE_S = (0.5, 5.0)
+"""Between two looks: after one that found something, and the longest."""
+ACTIVE = "JobStatus =!= 3 && JobStatus =!= 4"
+
+
+class Errand(msgspec.Struct, frozen=True, kw_only=True):
+    """collect.json."""
+
+    mark: str
+    """Of the job that it is for."""
+    address: Address
+    table: str
+    environment: dict[str, str]
+
+
+class Collecting:
+    """What the submit side has to do with that job; whoever calls `ensure` holds the folder's lock."""
+
+    def __init__(self, address: Address, table: str) -> None:
+        """`table`: its URL."""
+        self._address, self._table = address, absolute(table)
+        self._path = address.folder / "collect.json"
+        self._schedd = Schedd(address.schedd, address.pool)
+
+    def ensure(self) -> None:
+        """There is one when this returns."""
+        errand = _read(self._path)
+        if errand is not None and self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", ["JobStatus"]):
+            self._schedd.release(self._mine(errand), "there is something to collect")
+            return
+        urls = self._address.url, self._table
+        names = ("CONDOR_CONFIG", "PATH", "HOME", *worker_environment(*urls))
+        errand = Errand(
+            mark=secrets.token_hex(6),
+            address=self._address,
+            table=self._table,
+            environment={name: os.environ[name] for name in names if os.environ.get(name)},
+        )
+        with storing(self._path):
+            new = self._path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(errand, enc_hook=str))
+            new.rename(self._path)
+        self._schedd.submit(self._job(errand))
+
+    def troubles(self) -> list[str]:
+        from mtask_condor.fleet import last_line
+
+        errand = _read(self._path)
+        ads = self._schedd.ads(self._mine(errand), ["JobStatus", "HoldReason"]) if errand is not None else []
+        for ad in ads:
+            if ad["JobStatus"] == 5:
+                said = last_line(self._address.folder / "collect.err")
+                return [
+                    f"the job that collects is held: {ad.get('HoldReason')}{said}. Meanwhile `mtask wait` collects; "
+                    f"`condor_release {ad['ClusterId']}` when that is mended"
+                ]
+        return []
+
+    def _mine(self, errand: Errand) -> str:
+        return f"MtaskCollects == {quoted(errand.mark)}"
+
+    def _job(self, errand: Errand) -> str:
+        names = ("CONDOR_CONFIG", "PATH", "HOME")
+        environment = {name: errand.environment[name] for name in names if name in errand.environment}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        variables = " ".join(f"{name}={word(value)}" for name, value in environment.items())
+        folder = str(self._address.folder)
+        commands: dict[str, object] = {
+            "universe": "scheduler",
+            "executable": plain(sys.executable),
+            "transfer_executable": "False",
+            "arguments": f'"-m mtask_condor.collecting {word(folder)} {errand.mark}"',
+            "environment": f'"{variables}"',
+            "initialdir": plain(folder),
+            "output": "/dev/null",
+            "error": "collect.err",
+            "notification": "never",
+            "batch_name": f"mtask-{self._address.name}-collect",
+            "remove_kill_sig": "SIGTERM",
+            "on_exit_remove": "ExitBySignal =?= False && ExitCode =?= 0",
+            "on_exit_hold": "ExitBySignal =?= False && ExitCode =!= 0",
+            "on_exit_hold_reason": 'strcat("it ended with status ", ExitCode)',
+            "My.MtaskCollects": quoted(errand.mark),
+        }
+        return description(commands, 1)
+
+
+def main(folder: str, mark: str) -> int:
+    """Until nothing is left to collect, or another job of this kind has taken its place."""
+    from mtask.manager import Manager
+    from mtask_condor.queue import CondorQueue
+
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    path = Path(folder) / "collect.json"
+    errand = _read(path)
+    if errand is None or errand.mark != mark:
+        return 0
+    os.environ.update(errand.environment)
+    queue = CondorQueue(errand.address._replace(collect=False))
+    urls = Urls(errand.address.url, errand.table)
+    pause_s, complaint = PAUSE_S[0], ""
+    with Manager(queue, open_table(errand.table), urls=urls) as manager:
+        while not stopped.is_set():
+            try:
+                recorded, complaint = manager.collect(), ""
+            except UnavailableError as error:  # table or schedd
+                recorded = 0
+                if str(error) != complaint:
+                    complaint = str(error)
+                    print(f"mtask: {error}", file=sys.stderr, flush=True)
+            errand = _read(path)
+            if errand is None or errand.mark != mark or queue.leave_if_empty(path):
+                return 0
+            pause_s = PAUSE_S[0] if recorded else min(1.5 * pause_s, PAUSE_S[1])
+            stopped.wait(pause_s)
+    return 0
+
+
+def _read(path: Path) -> Errand | None:
+    """None: there is none, or one of another version."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Errand, dec_hook=_decoded)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _decoded(kind: Any, value: Any) -> Any:
+    return kind(value)  # Path
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except MtaskError as error:
+        print(f"mtask: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,68 @@
+"""A job that collects: after `mtask submit` nobody has to wait for retries, pieces of messages, and results.
+
+Root's jobs are somebody else's, so the commands are given by the user as whom the pool runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.servers.condor import PATIENCE_S, CondorPool, wait_until
+from tests.servers.condor_desk import Desk
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def desk(pool: CondorPool, tmp_path: Path) -> Desk:
+    return Desk(pool, pool.home(tmp_path))
+
+
+def test_nobody_waits(desk):
+    """Failed attempts are tried again and results are recorded; then the job that sees to it ends, and all is tidy."""
+    said = desk.submit("b", "twice", 4, "--retries", "2", "--per-message", "4", folder=desk.marks)
+    assert "HTCondor runs them, records their results and tries again what failed" in said
+    wait_until(lambda: desk.done("b") == 4, "all is done")
+    wait_until(lambda: not desk.jobs(), "no job is left, not even the one that collects")
+    assert [path.name for path in (desk.folder / ".mtask/condor/local/desk").iterdir() if path.is_dir()] == []
+    assert "4 done" in desk("status", "b")
+
+
+def test_what_becomes_of_the_job_that_collects(desk, pool):
+    """It is killed, the schedd is, it is removed by hand, a bag is cancelled, another one comes: the rest goes on."""
+    gate = desk.marks / "gate"
+    desk.submit("a", "after", 2, "--retries", "2", folder=desk.marks)
+    desk.submit("c", "slow_double", 3, pause_s=600)
+    (pid,) = wait_until(desk.collectors, "it runs, one for both bags")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: desk.collectors() not in ([], [pid]), "the schedd has started it again")
+    pool.kill("condor_schedd")
+    wait_until(lambda: set(desk.collectors()) - {pid}, "the next schedd has, too")
+    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
+    wait_until(lambda: not desk.collectors(), "it is gone")
+    desk("cancel", "c")
+    desk.submit("d", "double", 2)
+    gate.touch()
+    wait_until(lambda: desk.done("a") == 2, "what failed was tried again", 2 * PATIENCE_S)
+    wait_until(lambda: desk.done("d") == 2, "what came later is done")
+    wait_until(lambda: not desk.jobs() and not desk.collectors(), "no job is left")
+
+
+def test_a_job_that_cannot_collect_is_said(desk, pool):
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    (errand,) = desk.folder.rglob("collect.json")
+    assert errand.stat().st_mode & 0o777 == 0o600
+    wait_until(desk.collectors, "it runs")
+    table = desk.folder / ".mtask/mtask.db"
+    table.rename(table.with_suffix(".away"))
+    table.write_text("no table at all, " * 1000)
+    os.kill(desk.collectors()[0], signal.SIGKILL)
+    wait_until(lambda: any(job.endswith(" 5") for job in desk.jobs()), "it is held")
+    table.with_suffix(".away").rename(table)
+    assert "the job that collects is held: " in desk("status", "b")
+    desk("cancel", "b")
+    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
