@@ -68,6 +68,7 @@ peers: $(DEV) ## measure others at the same work: ARGS=--install first
 examples: $(DEV) servers ## run the examples at full size, and write docs/examples/ anew
 	@$(PYTHON_VENV) -m examples.genomics.all
 	@$(PYTHON_VENV) -m examples.arxiv.all $(ARGS)
+	@$(PYTHON_VENV) -m examples.arxiv.experiment --out docs/examples
 
 chaos: $(DEV) ## ten minutes of faults, and what must hold after them
 	@$(PYTHON_VENV) -m tests.chaos $(ARGS)

@@ -17,17 +17,17 @@ was. The same one again goes on behind that. With `Spec.key`, rows whose key is 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from mtask.errors import BackendError, BagExistsError, BagNotFoundError, UsageError
 from mtask.keys import key_of
 from mtask.model import Bag, BagState, Block, Message
+from mtask.open_log import Claim, Log, Progress, advance, digest_of, name_of, owner_of, read, swap
 from mtask.packing import BLOCK_BYTES, fit, join_rows, pack, split_rows
 from mtask.placing import lanes_of
 from mtask.queue import Queue, send_all
@@ -44,42 +44,6 @@ POLL_S = (0.01, 0.3)
 Row = tuple[str, bytes]
 """The name of its lane, and the row."""
 _VALUES = msgspec.json.Decoder(list[list[Any]])
-
-
-class Claim(msgspec.Struct, frozen=True, array_like=True):
-    """What the next block will be, if this one is first."""
-
-    submit: str
-    digest: str
-    """Of the submit's rows."""
-    through: int
-    """So many of its rows are dealt with then."""
-    whole: bool
-    """Are those all?"""
-    block: str
-    """The block's digest."""
-
-
-class Log(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where the next block goes."""
-
-    block: int = 0
-    first: int = 0
-    claims: tuple[Claim, ...] = ()
-    sealed: bool = False
-    resending: bool = False
-    """Is a `retry` under way, or was it killed?"""
-
-
-class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a submit has come."""
-
-    digest: str = ""
-    through: int = 0
-    whole: bool = False
-
-
-T = TypeVar("T", Log, Progress)
 
 
 class Known:
@@ -226,7 +190,7 @@ def add(
     rest, added = _Rest(rows), 0
     while True:
         log, version = _ready(queue, table, bag)
-        progress = _read(table, _name(bag, submit), Progress)[0]  # after what was waited for was settled
+        progress = read(table, name_of(bag, submit), Progress)[0]  # after what was waited for was settled
         if progress.whole:
             return added
         if progress.through and progress.digest != digest:
@@ -240,9 +204,9 @@ def add(
             known.catch_up(table, bag, log.block)
         block, through, whole = rest.next_block(bag, log, progress.through, known)
         if block is None:
-            _advance(table, bag, submit, Progress(digest, through, whole=True))
+            advance(table, bag, submit, Progress(digest, through, whole=True))
             return added
-        claim = Claim(submit, digest, through, whole, _digest(block))
+        claim = Claim(submit, digest, through, whole, digest_of(block))
         with table.transaction(queue):
             mine = _store(queue, table, bag, block, claim, log, version, grown=progress.through)
         if mine:
@@ -259,7 +223,7 @@ def seal(queue: Queue, table: Table, bag: Bag) -> None:
         log, version = _ready(queue, table, bag)
         # Claims that are left have no block yet: whoever stores one after this is told that he comes too late.
         sealed = msgspec.structs.replace(log, sealed=True, claims=())
-        if log.sealed or table.swap(_name(bag), _encode(sealed), version):
+        if log.sealed or swap(table, name_of(bag), sealed, version):
             break
     if table.bag(bag.name).state is not BagState.RESENDING:  # else that `retry` goes on, and ends with it
         table.update_bag(bag.name, state=BagState.SEALED, total=log.first, sent=log.first)
@@ -271,21 +235,21 @@ def _is_sealed(bag: Bag) -> UsageError:
 
 def is_open(table: Table, bag: Bag) -> bool:
     """Can tasks be added to it, or could they if it were not cancelled?"""
-    return bag.endless and not _read(table, _name(bag), Log)[0].sealed
+    return bag.endless and not read(table, name_of(bag), Log)[0].sealed
 
 
 def mark_resending(table: Table, bag: Bag, resending: bool) -> bool:
     """Of an open bag, which keeps its state meanwhile. Was it marked before?"""
     while True:
-        log, version = _read(table, _name(bag), Log)
+        log, version = read(table, name_of(bag), Log)
         new = msgspec.structs.replace(log, resending=resending)
-        if log == new or table.swap(_name(bag), _encode(new), version):
+        if log == new or swap(table, name_of(bag), new, version):
             return log.resending
 
 
 def _ready(queue: Queue, table: Table, bag: Bag) -> tuple[Log, int]:
     """The log when nobody works at its next block any more. There may be claims left, but no block then."""
-    log, version = _read(table, _name(bag), Log)
+    log, version = read(table, name_of(bag), Log)
     since_s, pause_s, seen = time.monotonic(), POLL_S[0], version
     while log.claims:
         if version != seen:
@@ -299,7 +263,7 @@ def _ready(queue: Queue, table: Table, bag: Bag) -> tuple[Log, int]:
                 _settle(queue, table, bag, block, check=True)
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, POLL_S[1])
-        log, version = _read(table, _name(bag), Log)
+        log, version = read(table, name_of(bag), Log)
     return log, version
 
 
@@ -308,17 +272,12 @@ def _store(
 ) -> bool:
     """Claim, store, and settle what is there then; False: it isn't ours, for somebody else was quicker."""
     claimed = msgspec.structs.replace(log, claims=(*log.claims, claim))
-    if not table.swap(_name(bag), _encode(claimed), version):
+    if not swap(table, name_of(bag), claimed, version):
         return False
     table.put_blocks([block])
     there = table.block(bag.name, block.number)
     _settle(queue, table, bag, there, check=bool(log.claims), grown=grown)
-    return _owner(claimed, there) == claim
-
-
-def _owner(log: Log, block: Block) -> Claim | None:
-    digest = _digest(block)
-    return next((claim for claim in log.claims if claim.block == digest), None)
+    return owner_of(claimed, there) == claim
 
 
 def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, grown: int = 0) -> None:
@@ -327,10 +286,10 @@ def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, 
     Any number may do this at a time, and any of them may be killed: the log is moved on last. Who comes late may find
     that others have claimed the block, too, stored it, and settled it: so the log is read anew.
     """
-    log = _read(table, _name(bag), Log)[0]
+    log = read(table, name_of(bag), Log)[0]
     if log.block != block.number:
         return
-    owner = _owner(log, block)
+    owner = owner_of(log, block)
     if owner is None and log.sealed:
         raise _is_sealed(bag)
     if owner is None:
@@ -349,13 +308,13 @@ def _settle(queue: Queue, table: Table, bag: Bag, block: Block, *, check: bool, 
             grown=grown,
         ),
     )
-    _advance(table, bag, owner.submit, Progress(owner.digest, owner.through, owner.whole))
+    advance(table, bag, owner.submit, Progress(owner.digest, owner.through, owner.whole))
     while True:
-        now, version = _read(table, _name(bag), Log)
+        now, version = read(table, name_of(bag), Log)
         if now.block != block.number:
             return
         new = msgspec.structs.replace(now, block=block.number + 1, first=block.first + block.count, claims=())
-        if table.swap(_name(bag), _encode(new), version):
+        if swap(table, name_of(bag), new, version):
             return
 
 
@@ -381,33 +340,6 @@ def _messages(bag: Bag, block: Block, message_bytes: int, *, check: bool, grown:
         )
         for at, count, rows in packed
     ]
-
-
-def _advance(table: Table, bag: Bag, submit: str, progress: Progress) -> None:
-    key = _name(bag, submit)
-    while True:
-        now, version = _read(table, key, Progress)
-        if now.whole or (now.through >= progress.through and not progress.whole):
-            return
-        if table.swap(key, _encode(progress), version):
-            return
-
-
-def _name(bag: Bag, submit: str = "") -> str:
-    """Of a document in the table."""
-    return f"open/{bag.uid}/{submit}" if submit else f"open/{bag.uid}"
-
-
-def _read(table: Table, key: str, kind: type[T]) -> tuple[T, int]:
-    raw, version = table.shared(key)
-    return (msgspec.json.decode(raw, type=kind) if raw else kind()), version
-
-
-def _digest(block: Block) -> str:
-    return hashlib.blake2b(block.lane.encode() + block.rows, digest_size=12).hexdigest()
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 def rows_of(blocks: Iterable[Block]) -> Iterator[Row]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mtask.costs import Bill, Cost, cost_of, used_by
 from mtask.errors import UnavailableError, UsageError
-from mtask.model import Bag, BagState, Counts, Result, State, Task, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Counts, Result, State, Task
 from mtask.queue import Standing
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from mtask.errors import BackendError
+from mtask.heartbeat import WorkerStatus
 from mtask.meter import Prices, Tab, Used
-from mtask.model import WorkerStatus
 from mtask.table import Table
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mtask
 from mtask.errors import MtaskError
-from mtask.model import WorkerStatus
+from mtask.heartbeat import WorkerStatus
 from mtask.queue import Depth
 from mtask.registry import ROLES, diagnose, open_queue, open_table, shown
 from mtask.settings import Urls

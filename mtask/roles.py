@@ -18,7 +18,8 @@ from typing import Literal
 import msgspec
 
 from mtask.errors import UsageError
-from mtask.model import Bag, BagState, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState
 from mtask.requirements import Requirements, parse_tags
 from mtask.table import Table
 

@@ -13,7 +13,8 @@ import msgspec
 
 from mtask.costs import Cost
 from mtask.errors import BackendError
-from mtask.model import Bag, BagState, Counts, Reason, Result, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Counts, Reason, Result, State
 from mtask.requirements import Requirements, can_with, lacking
 from mtask.roles import BY_BACKLOG, role_of
 from mtask.table import Table

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane

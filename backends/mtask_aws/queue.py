@@ -25,9 +25,9 @@ from mtask_aws.bodies import from_text, to_text
 from mtask_aws.client import Client
 from mtask_aws.dead import dead_messages
 from mtask_aws.names import address_of, physical
-from mtask_aws.requests import BATCH, BATCH_BYTES, NoQueueError, Refusal, Requests, batches
+from mtask_aws.requests import BATCH, BATCH_BYTES, NoQueueError, Refusal, Requests, batches, is_gone
 from mtask_aws.setup_queue import make_lane
-from mtask_aws.tokens import HOLD_S, Lease, Token
+from mtask_aws.tokens import HOLD_S, Lease, Token, lease_of
 
 __all__ = ["SqsQueue"]
 
@@ -47,7 +47,6 @@ SETTLED_S = 60.0
 LEAST_WAIT_S = 0.2
 """What is left of a wait and shorter is worth no request."""
 
-_GONE = {"ReceiptHandleIsInvalid", "MessageNotInflight"}
 _DEPTH = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
@@ -230,7 +229,7 @@ class SqsQueue:
                 if each not in refused:
                     token = lease_of(delivery).extended(asked_s + times[each])
                     result.extended.append((delivery, msgspec.structs.replace(delivery, token=token)))
-                elif _is_gone(refused[each]):
+                elif is_gone(refused[each]):
                     lease_of(delivery).end()
                     result.lost.append(delivery)
         if fault is not None and not result.extended and not result.lost:
@@ -267,9 +266,9 @@ class SqsQueue:
                 fault = error
                 continue
             for each, delivery in batch.items():
-                if each not in refused or _is_gone(refused[each]):
+                if each not in refused or is_gone(refused[each]):
                     lease_of(delivery).end()
-            left = [refusal for refusal in refused.values() if not _is_gone(refusal)]
+            left = [refusal for refusal in refused.values() if not is_gone(refusal)]
             if left:
                 kind = BackendError if any(refusal.final for refusal in left) else UnavailableError
                 fault = kind(f"{self._shown}: {len(left)} messages were not settled: {left[0]}")
@@ -372,11 +371,6 @@ class SqsQueue:
         )
 
 
-def lease_of(delivery: Delivery) -> Lease:
-    token: Token = delivery.token
-    return token.lease
-
-
 def _size(entry: dict[str, Any]) -> int:
     return len(entry["MessageBody"].encode())
 
@@ -398,14 +392,3 @@ def _tens(deliveries: Sequence[Delivery]) -> Iterator[dict[str, Delivery]]:
     """By their ids within a batch."""
     for start in range(0, len(deliveries), BATCH):
         yield {str(number): each for number, each in enumerate(deliveries[start : start + BATCH])}
-
-
-def _is_gone(refusal: Refusal) -> bool:
-    """Does it say that the lease is over, rather than that something is wrong just now?
-
-    "Value … for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for visibility
-    timeout change", or, of a FIFO queue, "The receipt handle has expired".
-    """
-    return refusal.code in _GONE or (
-        refusal.code.startswith("InvalidParameterValue") and "ReceiptHandle" in refusal.text
-    )

@@ -27,6 +27,7 @@ __all__ = [
     "Refusal",
     "Requests",
     "batches",
+    "is_gone",
 ]
 
 BATCH = 10
@@ -34,6 +35,7 @@ BATCH = 10
 BATCH_BYTES = 1_048_576
 """Most bytes of a message, and of all messages of a batch together."""
 NO_QUEUE = {"NonExistentQueue", "QueueDoesNotExist"}
+_GONE = {"ReceiptHandleIsInvalid", "MessageNotInflight"}
 _EXISTS = {"QueueAlreadyExists", "QueueNameExists"}
 TRIES = 4
 """Of entries of a batch that failed by no fault of theirs."""
@@ -169,3 +171,14 @@ def _refusal(failed: dict[str, Any]) -> Refusal:
 def _retries(answer: dict[str, Any]) -> int:
     retries: int = answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)
     return retries
+
+
+def is_gone(refusal: Refusal) -> bool:
+    """Does it say that the lease is over, rather than that something is wrong just now?
+
+    "Value … for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for visibility
+    timeout change", or, of a FIFO queue, "The receipt handle has expired".
+    """
+    return refusal.code in _GONE or (
+        refusal.code.startswith("InvalidParameterValue") and "ReceiptHandle" in refusal.text
+    )

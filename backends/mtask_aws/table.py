@@ -11,8 +11,9 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from mtask.errors import BagNotFoundError, UnavailableError, UnusableError, UsageError
+from mtask.heartbeat import WorkerStatus
 from mtask.meter import Meter
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane

@@ -12,7 +12,9 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-__all__ = ["HOLD_S", "Lease", "Token"]
+from mtask.model import Delivery
+
+__all__ = ["HOLD_S", "Lease", "Token", "lease_of"]
 
 HOLD_S = 43_200.0
 """Longest time from a receipt until a message is visible again, however often that is put off."""
@@ -62,3 +64,8 @@ class Token(NamedTuple):
 
     lease: Lease
     serial: int
+
+
+def lease_of(delivery: Delivery) -> Lease:
+    token: Token = delivery.token
+    return token.lease

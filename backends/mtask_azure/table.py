@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 import msgspec
 
 from mtask.errors import BackendError, BagNotFoundError
+from mtask.heartbeat import WorkerStatus
 from mtask.meter import Meter
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane

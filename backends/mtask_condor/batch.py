@@ -4,6 +4,7 @@
     head.json      the same for this side; complete (with `ranges`) from when no message is added any more
     cluster        its number and its schedd, from when it was submitted
     log            what HTCondor says of its jobs
+    damaged        is there when too little of it can be read
     0.in, 1.in …   the messages, until their results are recorded, or they were removed
     0.out, 0.err   what the job of a message brought back, and what it complained about
 
@@ -30,7 +31,10 @@ from mtask.model import Message
 from mtask.requirements import Lane
 from mtask_condor.order import Order
 
-__all__ = ["Batch", "Filling", "Head", "abandoned", "storing", "unsealed"]
+__all__ = ["DAMAGED", "Batch", "Filling", "Head", "abandoned", "storing", "unsealed"]
+
+
+DAMAGED = "damaged"
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -168,7 +172,8 @@ class Batch:
     def all(cls, folder: Path) -> list[Self]:
         if not folder.is_dir():
             return []
-        return [cls(path) for path in sorted(folder.iterdir()) if re.fullmatch(r"[0-9a-f]{12}", path.name)]
+        found = (path for path in sorted(folder.iterdir()) if re.fullmatch(r"[0-9a-f]{12}", path.name))
+        return [cls(path) for path in found if not (path / DAMAGED).exists()]
 
     @cached_property
     def head(self) -> Head:
@@ -177,6 +182,37 @@ class Batch:
     @cached_property
     def order(self) -> Order:
         return msgspec.json.decode((self.path / "order.json").read_bytes(), type=Order)
+
+    @property
+    def is_sound(self) -> bool:
+        """Can its head and its order be read?"""
+        return not self.damaged()
+
+    def damaged(self) -> list[str]:
+        """Of `head` and `order`, those that can't be read."""
+        found = []
+        for name in ("head", "order"):
+            try:
+                getattr(self, name)
+            except (FileNotFoundError, ValueError):
+                found.append(name)
+        return found
+
+    def set_aside(self) -> None:
+        """It stays where it is, for HTCondor still writes to it, but counts no more."""
+        (self.path / DAMAGED).touch()
+
+    def write_head(self, head: Head) -> None:
+        self._write("head.json", head)
+
+    def write_order(self, order: Order) -> None:
+        self._write("order.json", order)
+
+    def _write(self, name: str, content: Head | Order) -> None:
+        """In place of one that can't be read."""
+        owner = self.path.stat()
+        _write(self.path / name, msgspec.json.encode(content))
+        os.chown(self.path / name, owner.st_uid, owner.st_gid)
 
     @property
     def lane(self) -> Lane:

@@ -12,11 +12,13 @@ that it does, anybody may do at any time. What it has to know lies in the folder
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ __all__ = ["Collecting", "main"]
 
 PAUSE_S = (0.5, 5.0)
 """Between two looks: after one that found something, and the longest."""
+LATE_S = 60.0
+"""Such a job starts at once, if it is to start at all."""
 ACTIVE = "JobStatus =!= 3 && JobStatus =!= 4"
 
 
@@ -78,18 +82,26 @@ class Collecting:
         self._schedd.submit(self._job(errand))
 
     def troubles(self) -> list[str]:
+        errand = _read(self._path)
+        if errand is None:
+            return []
+        ads = self._schedd.ads(self._mine(errand), ["JobStatus", "HoldReason", "EnteredCurrentStatus"])
+        why = (
+            self._why_not(ads[0])
+            if ads
+            else "is gone: somebody removed it; the next `mtask submit` or `repair` starts one"
+        )
+        return [f"the job that collects {why}. Meanwhile `mtask wait` does"] if why else []
+
+    def _why_not(self, ad: Any) -> str:
         from mtask_condor.fleet import last_line
 
-        errand = _read(self._path)
-        ads = self._schedd.ads(self._mine(errand), ["JobStatus", "HoldReason"]) if errand is not None else []
-        for ad in ads:
-            if ad["JobStatus"] == 5:
-                said = last_line(self._address.folder / "collect.err")
-                return [
-                    f"the job that collects is held: {ad.get('HoldReason')}{said}. Meanwhile `mtask wait` collects; "
-                    f"`condor_release {ad['ClusterId']}` when that is mended"
-                ]
-        return []
+        if ad["JobStatus"] == 5:
+            said = last_line(self._address.folder / "collect.err")
+            return f"is held: {ad.get('HoldReason')}{said}; `condor_release {ad['ClusterId']}` when that is mended"
+        if ad["JobStatus"] == 1 and time.time() - ad.get("EnteredCurrentStatus", math.inf) > LATE_S:
+            return "waits: the schedd starts no job of the scheduler universe (START_SCHEDULER_UNIVERSE in its configuration)"
+        return ""
 
     def _mine(self, errand: Errand) -> str:
         return f"MtaskCollects == {quoted(errand.mark)}"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from mtask.errors import BackendError, BagNotFoundError, UnavailableError
+from mtask.errors import BackendError, BagNotFoundError, MessageError, UnavailableError
 from mtask.model import Bag, BagState, Block, DeadMessage, Failure, Message, Reason, Result, State
 from mtask.packing import slice_message, split_rows
 from mtask.table import Table
@@ -65,7 +65,11 @@ class Collector:
         """Record what these messages' jobs brought back; how many tasks."""
         recorded, group, tasks = 0, list[Returned](), 0
         for number in numbers:
-            message = batch.message(number)
+            try:
+                message = batch.message(number)
+            except MessageError as error:
+                self._set_aside(batch, number, error)
+                continue
             if message is None:
                 continue
             group.append(Returned(number, message, self._outcome(batch, number, message)))
@@ -100,6 +104,13 @@ class Collector:
         if news.over is not None or (present is not None and present.is_gone):
             batch.remove()
         return recorded
+
+    def _set_aside(self, batch: Batch, number: int, error: MessageError) -> None:
+        """A message's file that was damaged."""
+        reason = f"a message's file can't be read, and `mtask repair {batch.head.bag}` runs its tasks again: {error}"
+        body = (batch.path / f"{number}.in").read_bytes()[:MOST_BODY_BYTES]
+        self._table.set_aside([DeadMessage(body=body, reason=reason[:500])])
+        batch.forget(number)
 
     def _outcome(self, batch: Batch, number: int, message: Message) -> Outcome:
         """Of this message's tasks alone: what comes from a node is data, and nothing to believe."""

@@ -81,7 +81,7 @@ def _unmatched(
     waiting = Counter[tuple[str, int, int, int, int]]()
     for ad in idle:
         batch = batches.get(str(ad.get("MtaskBatch")))
-        lane = batch.head.lane if batch is not None else ""
+        lane = batch.head.lane if batch is not None and batch.is_sound else ""
         wanted = [ad.get(f"Request{what}", 0) for what in ("Cpus", "Memory", "Disk", "GPUs")]
         waiting[(lane, *(each if isinstance(each, int) else 0 for each in wanted))] += 1  # type: ignore[index]
     found = []

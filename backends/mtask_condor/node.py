@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -204,7 +204,12 @@ def run(number: str) -> NoReturn:
     try:
         status = main(number, forks=True)
     except (MtaskError, MessageError, OSError, ValueError) as error:
-        print(f"mtask: {type(error).__name__}: {error}", file=sys.stderr)
         status = FAULT
-    sys.stderr.flush()
+        for name in (
+            "order.json",
+            f"{number}.in",
+        ):  # the next start gets them again; what is said needs room on the disk
+            Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            print(f"mtask: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(status)  # to end as an interpreter does takes as long as some hundred tasks

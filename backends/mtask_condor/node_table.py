@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import msgspec
 
 from mtask.errors import BagNotFoundError
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Message, Result, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Message, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane

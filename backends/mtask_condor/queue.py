@@ -27,6 +27,7 @@ from mtask_condor.collector import Collector
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.live import Live
 from mtask_condor.look import standing
+from mtask_condor.mending import Mending
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
 from mtask_condor.removed import RemovedFile
@@ -68,6 +69,7 @@ class CondorQueue:
         self._jobs = Jobs(address)
         self._census = Census(self._jobs, address.folder)
         self._removed = RemovedFile(address.folder)
+        self._mending = Mending(address.folder, self._jobs, self._order)
         self._table: Table | None = None
         self._table_url: str | None = None
         self._collector: Collector | None = None
@@ -111,12 +113,11 @@ class CondorQueue:
             for batch in fresh:
                 self._submit(batch)
             self._recover()
-            if (
-                self._collecting is not None
-                and self.address.folder.is_dir()
-                and Batch.all(self.address.folder)
-            ):
-                self._collecting.ensure()
+            if self._collecting is not None and Batch.all(self.address.folder):
+                try:
+                    self._collecting.ensure()
+                except BackendError:  # a schedd may refuse such jobs: then who waits collects
+                    self._collecting = None
 
     @property
     def collects(self) -> bool:
@@ -155,9 +156,8 @@ class CondorQueue:
         batches = {batch.id: batch for batch in Batch.all(self.address.folder)}
         removed = [each for each in self._removed.all() if each.uid == bag.uid]
         found = standing(self._jobs, bag, batches, removed, table)
-        if self._collecting is None:
-            return found
-        return found._replace(troubles=(*found.troubles, *self._collecting.troubles()))
+        collecting = self._collecting.troubles() if self._collecting is not None else []
+        return found._replace(troubles=(*found.troubles, *self._mending.troubles(bag.name), *collecting))
 
     # -- Queue --------------------------------------------------------------------------------------
 
@@ -373,6 +373,7 @@ class CondorQueue:
         """For this process and thread alone."""
         with self._lock, storing(self._folder()), (self._folder() / "lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            self._mending.mend()
             yield
 
     def _required(self) -> tuple[Table, Collector]:

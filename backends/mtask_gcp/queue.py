@@ -20,12 +20,12 @@ from mtask.model import DeadMessage, Delivery, Message
 from mtask.packing import fit
 from mtask.queue import Depth, Extension, QueueLimits
 from mtask_gcp.address import Address
+from mtask_gcp.bell import Bell
 from mtask_gcp.client import Client, MissingError
 from mtask_gcp.dead import dead_messages
 from mtask_gcp.delays import Due, Kind, Received, ServerTime, sort_out
 from mtask_gcp.names import Envelope, address_of, physical, subscription_path, topic_path
 from mtask_gcp.requests import (
-    ACK_BYTES,
     BATCH,
     BATCH_BYTES,
     MESSAGE_BYTES,
@@ -33,10 +33,11 @@ from mtask_gcp.requests import (
     PULL,
     AckError,
     Requests,
+    ack_batches,
     batches,
 )
 from mtask_gcp.setup_queue import find_subscription, make_lane
-from mtask_gcp.tokens import Lease, Token
+from mtask_gcp.tokens import Lease, Token, lease_of
 
 __all__ = ["PubSubQueue"]
 
@@ -90,7 +91,7 @@ class PubSubQueue:
         self._first_s = float(LEAST_ACK_S)
         """The subscription's own deadline: so long is what was pulled held at first."""
         self._closed = threading.Event()
-        self._pausing, self._woken = threading.Condition(), 0
+        self._bell = Bell()
 
     @classmethod
     def open(cls, url: str, *, clock: Callable[[], float] = time.monotonic) -> PubSubQueue:
@@ -156,7 +157,7 @@ class PubSubQueue:
         self._check_open()
         started_s = time.monotonic()
         deadline_s = started_s + min(wait_s, self.limits.wait_s)
-        pause_s, woken = PAUSES_S[0], self._woken
+        pause_s, rings = PAUSES_S[0], self._bell.rings
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
             asked_s = self._clock()
@@ -165,17 +166,16 @@ class PubSubQueue:
             except MissingError:
                 if not self._lane:
                     raise self._no_queue() from None
-                self._pause(left_s, woken)  # it was removed: there is nothing in it
+                self._bell.wait(left_s, rings)  # it was removed: there is nothing in it
                 return []
             taken = self._take(got, lease_s, asked_s + self._first_s)
             now_s = time.monotonic()
-            if taken or self._woken != woken or (now_s >= deadline_s - LEAST_WAIT_S and not got):
+            if taken or self._bell.rings != rings or (now_s >= deadline_s - LEAST_WAIT_S and not got):
                 return taken
             if now_s >= max(deadline_s, started_s + LOOK_S):
                 return []
             if not got:
-                self._pause(min(pause_s, deadline_s - now_s), woken)
-                if self._woken != woken:
+                if self._bell.wait(min(pause_s, deadline_s - now_s), rings):
                     return []
                 pause_s = min(2 * pause_s, PAUSES_S[1])
 
@@ -195,7 +195,7 @@ class PubSubQueue:
         """Raises UnavailableError: then they come again after the subscription's own deadline. Past that, as when this process
         stood still, Pub/Sub says yes to an extension that has no effect: what may be so is left to others."""
         seconds, found = _whole(lease_s), []
-        for run in self._ack_batches([each.ack_id for each in ready]):
+        for run in ack_batches([each.ack_id for each in ready]):
             asked_s, ids = self._clock(), [ready[number].ack_id for number in run]
             lost: set[str] = set()
             try:
@@ -220,7 +220,7 @@ class PubSubQueue:
                 by_hold.setdefault(_whole(min(each.early_s, LEASE_S)), []).append(each.ack_id)
         try:
             for hold_s, ids in by_hold.items():
-                for run in self._ack_batches(ids):
+                for run in ack_batches(ids):
                     if self._clock() >= until_s:
                         return
                     self._requests.modify(self.subscription, [ids[number] for number in run], hold_s)
@@ -255,13 +255,7 @@ class PubSubQueue:
             raise UnavailableError(f"{self._shown}: Pub/Sub gave no id for a message")
 
     def wake(self) -> None:
-        with self._pausing:
-            self._woken += 1
-            self._pausing.notify_all()
-
-    def _pause(self, seconds: float, woken: int) -> None:
-        with self._pausing:
-            self._pausing.wait_for(lambda: self._woken != woken, max(0.0, seconds))
+        self._bell.ring()
 
     # -- leases -------------------------------------------------------------------------------------
 
@@ -269,7 +263,7 @@ class PubSubQueue:
         result = Extension([], [])
         held, seconds = self._held(deliveries, result.lost), _whole(lease_s)
         fault: BackendError | None = None
-        for run in self._ack_batches([lease_of(each).ack_id for each in held]):
+        for run in ack_batches([lease_of(each).ack_id for each in held]):
             batch, asked_s = [held[number] for number in run], self._clock()
             final, passing = set[str](), set[str]()
             try:
@@ -318,7 +312,7 @@ class PubSubQueue:
         by_id.pop("", None)
         ids: list[str] = list(by_id)
         fault: BackendError | None = None
-        for run in self._ack_batches(ids):
+        for run in ack_batches(ids):
             now_s, passing = self._clock(), set[str]()
             batch = [ids[number] for number in run if by_id[ids[number]].lasts(now_s)]
             if not batch:
@@ -359,10 +353,6 @@ class PubSubQueue:
         """Of those that were held a while ago. Their tokens may be void by now, of somebody who extended them."""
         now_s = self._clock()
         return [each for each in held if lease_of(each).lasts(now_s)]
-
-    @staticmethod
-    def _ack_batches(ack_ids: Sequence[str]) -> Iterator[range]:
-        return batches([len(each) + 8 for each in ack_ids], max(1, len(ack_ids)), ACK_BYTES)
 
     # -- the queue itself ---------------------------------------------------------------------------
 
@@ -410,11 +400,6 @@ class PubSubQueue:
             f"{self._shown}: the topic or its subscription was deleted; make it again with `mtask init`, and send what was "
             "in it with `mtask repair BAG`"
         )
-
-
-def lease_of(delivery: Delivery) -> Lease:
-    token: Token = delivery.token
-    return token.lease
 
 
 def _whole(seconds: float) -> int:

@@ -21,7 +21,7 @@ from mtask_gcp.client import Client
 from mtask_gcp.names import Envelope
 from mtask_gcp.prices import BYTES, billed
 
-__all__ = ["BATCH", "BATCH_BYTES", "MESSAGE_BYTES", "PULL", "AckError", "Requests", "batches"]
+__all__ = ["BATCH", "BATCH_BYTES", "MESSAGE_BYTES", "PULL", "AckError", "Requests", "ack_batches", "batches"]
 
 BATCH = 1000
 """Most messages of one Publish."""
@@ -188,6 +188,11 @@ def batches(sizes: Sequence[int], most: int, most_bytes: int) -> Iterator[range]
         total += size
     if first < len(sizes):
         yield range(first, len(sizes))
+
+
+def ack_batches(ack_ids: Sequence[str]) -> Iterator[range]:
+    """The same of ids for one request each."""
+    return batches([len(each) + 8 for each in ack_ids], max(1, len(ack_ids)), ACK_BYTES)
 
 
 def _payload(envelope: Envelope) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from mtask.errors import BagNotFoundError, SchemaError
+from mtask.heartbeat import WorkerStatus
 from mtask.meter import Meter
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane

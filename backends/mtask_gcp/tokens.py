@@ -16,7 +16,9 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-__all__ = ["Lease", "Token"]
+from mtask.model import Delivery
+
+__all__ = ["Lease", "Token", "lease_of"]
 
 
 class Lease:
@@ -68,3 +70,8 @@ class Token(NamedTuple):
 
     lease: Lease
     serial: int
+
+
+def lease_of(delivery: Delivery) -> Lease:
+    token: Token = delivery.token
+    return token.lease

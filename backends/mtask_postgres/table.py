@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from mtask.errors import BackendError, BagExistsError, BagNotFoundError
-from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion, line_of, prefix_of
 from mtask.queue import Queue
 from mtask.requirements import Lane

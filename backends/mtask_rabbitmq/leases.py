@@ -8,13 +8,16 @@ release what another holds: a delivery's tag is worth nothing on another channel
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from mtask.model import Delivery
 
 if TYPE_CHECKING:
     from mtask_rabbitmq.link import Line
     from mtask_rabbitmq.queue import RabbitQueue
 
-__all__ = ["Lease", "Token"]
+__all__ = ["Lease", "Token", "by_owner", "lease_of"]
 
 
 class Lease:
@@ -46,9 +49,27 @@ class Lease:
         self.until_s = until_s
         return Token(self, self.serial)
 
+    def end(self) -> None:
+        self.ended = True
+        self.line.ack(self.tag)
+
 
 class Token(NamedTuple):
     """Of a delivery."""
 
     lease: Lease
     serial: int
+
+
+def lease_of(delivery: Delivery) -> Lease:
+    token: Token = delivery.token
+    return token.lease
+
+
+def by_owner(deliveries: Sequence[Delivery]) -> Iterator[tuple[RabbitQueue, list[Delivery]]]:
+    """Each can be settled only where it was delivered, and by the thread of that."""
+    owners: dict[int, list[Delivery]] = {}
+    for delivery in deliveries:
+        owners.setdefault(id(lease_of(delivery).queue), []).append(delivery)
+    for group in owners.values():
+        yield lease_of(group[0]).queue, group

@@ -21,7 +21,7 @@ from mtask_rabbitmq.address import CONSUMER_TIMEOUT_S, parse
 from mtask_rabbitmq.broker import CALL_S, Broker
 from mtask_rabbitmq.dead import dead_messages
 from mtask_rabbitmq.errors import MissingError, timeout_of
-from mtask_rabbitmq.leases import Lease, Token
+from mtask_rabbitmq.leases import Lease, Token, by_owner, lease_of
 from mtask_rabbitmq.link import Line
 from mtask_rabbitmq.outgoing import BATCH, MESSAGE_BYTES, Outgoing
 from mtask_rabbitmq.sender import DELIVERED
@@ -188,7 +188,7 @@ class RabbitQueue:
         self._check_open()
         result = Extension([], [])
         fault: UnavailableError | None = None
-        for owner, group in _by_owner(deliveries):
+        for owner, group in by_owner(deliveries):
             if owner._closed.is_set():
                 result.lost.extend(group)
                 continue
@@ -208,39 +208,39 @@ class RabbitQueue:
         await self._sync(self._held(deliveries))
         held = {id(delivery) for delivery in self._held(deliveries)}
         lost = [delivery for delivery in deliveries if id(delivery) not in held]
-        if any(not _lease_of(delivery).line.link.is_open for delivery in lost):
+        if any(not lease_of(delivery).line.link.is_open for delivery in lost):
             # Certainly lost, but that matters only when there is a broker again that gives them to others.
             await self.broker.link("receives")
         extended = []
         for delivery in deliveries:
             if id(delivery) in held:
-                token = _lease_of(delivery).extend(asked_s + lease_s)
+                token = lease_of(delivery).extend(asked_s + lease_s)
                 extended.append((delivery, msgspec.structs.replace(delivery, token=token)))
         self._watch()
         return Extension(extended, lost)
 
     def delete(self, deliveries: Sequence[Delivery]) -> None:
         self._check_open()
-        for owner, group in _by_owner(deliveries):
+        for owner, group in by_owner(deliveries):
             if not owner._closed.is_set():
                 owner.broker.call(owner._delete(group))
 
     async def _delete(self, deliveries: Sequence[Delivery]) -> None:
         held = self._held(deliveries)
         for delivery in held:
-            _end(_lease_of(delivery))
+            lease_of(delivery).end()
         await self._sync(held)
 
     def release(self, deliveries: Sequence[Delivery], *, delay_s: float = 0) -> None:
         self._check_open()
-        for owner, group in _by_owner(deliveries):
+        for owner, group in by_owner(deliveries):
             if not owner._closed.is_set():
                 owner.broker.call(owner._release(group, delay_s))
 
     async def _release(self, deliveries: Sequence[Delivery], delay_s: float) -> None:
         """What is given back to the broker counts as one more delivery; a copy of it doesn't. First the copy."""
         held = self._held(deliveries)
-        leases = [_lease_of(delivery) for delivery in held]
+        leases = [lease_of(delivery) for delivery in held]
         for lease in leases:
             lease.settling = True
         left = leases
@@ -253,7 +253,7 @@ class RabbitQueue:
                 left = [lease for lease, why in zip(batch, answers, strict=True) if why]
                 for lease, why in zip(batch, answers, strict=True):
                     if not why:
-                        _end(lease)
+                        lease.end()
                 if left:
                     raise UnavailableError(
                         f"{self._shown}: {len(left)} messages were not given back: {max(answers)}"
@@ -276,7 +276,7 @@ class RabbitQueue:
     async def _sync(self, deliveries: Sequence[Delivery]) -> None:
         """What was settled is settled; leases whose channel has ended are over. Raises UnavailableError if the broker doesn't
         answer."""
-        for line in {_lease_of(delivery).line for delivery in deliveries}:
+        for line in {lease_of(delivery).line for delivery in deliveries}:
             try:
                 await line.sync()
             except BackendError:
@@ -375,25 +375,6 @@ class RabbitQueue:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise BackendError(f"the queue {self._shown} is closed")
-
-
-def _by_owner(deliveries: Sequence[Delivery]) -> Iterator[tuple[RabbitQueue, list[Delivery]]]:
-    """Each can be settled only where it was delivered, and by the thread of that."""
-    owners: dict[int, list[Delivery]] = {}
-    for delivery in deliveries:
-        owners.setdefault(id(_lease_of(delivery).queue), []).append(delivery)
-    for group in owners.values():
-        yield _lease_of(group[0]).queue, group
-
-
-def _lease_of(delivery: Delivery) -> Lease:
-    token: Token = delivery.token
-    return token.lease
-
-
-def _end(lease: Lease) -> None:
-    lease.ended = True
-    lease.line.ack(lease.tag)
 
 
 def _count(headers: dict[str, Any], name: str) -> int:

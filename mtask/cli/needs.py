@@ -12,7 +12,7 @@ from mtask.requirements import Capabilities, Requirements, size_text
 from mtask.worker.options import Options
 
 if TYPE_CHECKING:
-    from mtask.model import WorkerStatus
+    from mtask.heartbeat import WorkerStatus
     from mtask.submitting import Prepared
 
 __all__ = ["of_rows", "of_workers", "tags_here", "worker_for"]

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from mtask.cli.common import console, tasks_text
 from mtask.costs import cost_text
-from mtask.model import DeadMessage, State, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import DeadMessage, State
 from mtask.progress import duration, eta
 from mtask.status import BagStatus, FailureGroup, Summary, headline
 

@@ -154,7 +154,8 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
         with _signals(made, quiet=quiet):
             made.run()
         if not quiet:
-            click.echo(f"worker {made.name}: {made.done:,} done, {made.failed:,} failed attempts", err=True)
+            ended = made.outcomes
+            click.echo(f"worker {made.name}: {ended.done:,} done, {ended.failed:,} failed attempts", err=True)
     return 0
 
 

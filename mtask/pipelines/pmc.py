@@ -8,21 +8,18 @@ does a task again at most, and leaves none out.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import heapq
 import os
-import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mtask.errors import InputError, MtaskError, UsageError
+from mtask.errors import MtaskError, UsageError
+from mtask.pipelines.before import check_files, check_fit, read_locked
 from mtask.pipelines.crew import Crew, Ended
-from mtask.pipelines.dag import Dag, Task, parse_dag, refuse
+from mtask.pipelines.dag import Dag, Task, parse_dag
 from mtask.pipelines.host import Stopping, hosted, room_here
 from mtask.pipelines.logs import DagmanLog, JobstateLog, Log, ResourceLog
 from mtask.pipelines.outputs import Merged, PerTask, append_file, append_whole, write_all
@@ -40,8 +37,6 @@ __all__ = ["Options", "run_dag"]
 IO_FAILED = 1 << 8
 """The raw wait status of a task whose outputs could not be put where they belong."""
 INTERRUPTED = 130
-OWN_FILES = 40
-"""So many files it may have open without any task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +70,10 @@ def run_dag(options: Options) -> int:
     started_at, began_s = time.time(), time.monotonic()
     log = Log("mtask pmc", options.verbosity)
     room = room_here(slots=options.slots, cpus=options.host_cpus, memory_mb=options.host_memory_mb)
-    with _read_locked(options) as text:
+    with read_locked(options.dag, lock=options.lock) as text:
         dag = parse_dag(text, options.dag, tries=options.tries)
-        _check_fit(dag, room, options.dag)
-        _check_files(dag, room)
+        check_fit(dag, room, options.dag)
+        check_files(dag, room)
         name = f"{HOSTNAME}-{os.getpid()}-{secrets.token_hex(2)}"
         environment = {**os.environ, MARK: name}
         with (
@@ -352,65 +347,6 @@ class _Run:
             self._log(f"can't write the summary: {error.strerror}")
             return code or 1
         return code
-
-
-# -- before the run ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def _read_locked(options: Options) -> Iterator[str]:
-    """The DAG's text; within, no other run of it can begin. Raises InputError."""
-    path = options.dag
-    try:
-        fd = os.open(path, (os.O_RDWR if options.lock else os.O_RDONLY) | os.O_CLOEXEC)
-    except OSError as error:
-        hint = "; --nolock does without writing to it" if options.lock and os.access(path, os.R_OK) else ""
-        raise InputError(f"can't open the DAG: {error.strerror}{hint}", source=path) from error
-    # The lock is of the kind that pegasus-mpi-cluster takes, and ends when the process closes the file, by whatever
-    # descriptor: it is read by this one.
-    with open(fd, "rb") as file:
-        if options.lock:
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                busy = (
-                    "another process runs this DAG just now; one is enough for a host, mpiexec is not needed"
-                )
-                said = f"can't lock the DAG: {error.strerror}; --nolock does without"
-                taken = error.errno in (errno.EACCES, errno.EAGAIN)
-                raise InputError(busy if taken else said, source=path) from error
-        try:
-            data = file.read()
-        except OSError as error:
-            raise InputError(f"can't read the DAG: {error.strerror}", source=path) from error
-        yield os.fsdecode(data)
-
-
-def _check_fit(dag: Dag, room: Room, source: str) -> None:
-    """Raises InputError for tasks that the host can't run at all."""
-    refuse(
-        source,
-        [
-            (
-                task.line,
-                f"task {task.name!r} needs {task.cpus} CPUs and {task.memory_mb:,} MB, the host has {room.cpus} CPUs and "
-                f"{room.memory_mb:,} MB (--host-cpus, --host-memory)",
-            )
-            for task in dag.tasks
-            if not room.holds(task.cpus, task.memory_mb)
-        ],
-    )
-
-
-def _check_files(dag: Dag, room: Room) -> None:
-    """Raises UsageError where tasks at a time may need more files than this process may open."""
-    needed = OWN_FILES + room.slots * (3 + max((len(task.pipes) for task in dag.tasks), default=0))
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if needed > allowed != resource.RLIM_INFINITY:
-        raise UsageError(
-            f"{room.slots} tasks at a time need up to {needed} open files, and `ulimit -n` is {allowed}: raise it, or say a "
-            "smaller -j"
-        )
 
 
 def _limited(task: Task) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from mtask.model import Bag, Block, Delivery, Failure, Message, Reason, Result, Spec, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Bag, Block, Delivery, Failure, Message, Reason, Result, Spec
 from mtask.portion import Portion, line_of
 from mtask.requirements import Lane, Requirements
 

@@ -13,15 +13,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from mtask.errors import BagExistsError, BagNotFoundError
-from mtask.model import BagState, Counts, DeadMessage, Running
+from mtask.heartbeat import Running
+from mtask.model import BagState, Counts, DeadMessage
 from mtask.queue import Queue
+from mtask.registry import open_queue
 from mtask.requirements import Lane, Requirements
 from mtask.table import Table
 from mtask.testing.open_contract import OpenBagsContract
@@ -315,12 +318,19 @@ class TableContract(ResultsContract, OpenBagsContract):
     # -- both at once -------------------------------------------------------------------------------
 
     def test_what_a_transaction_did_is_there(self, table: Table, queue_beside: Queue, bag: str) -> None:
+        assert not isinstance(table.transaction(queue_beside), nullcontext)
         with table.transaction(queue_beside):
             table.record([a_done(0)])
             queue_beside.send([a_message()])
             assert table.counts(bag).done == 1
         assert table.counts(bag).done == 1
         assert len(queue_beside.receive(max_messages=5, lease_s=60, wait_s=0)) == 1
+
+    def test_without_a_common_database_there_is_no_transaction(self, table: Table, tmp_path: Path) -> None:
+        """By that a worker knows how long it has to keep leases."""
+        url = f"sqlite:///{tmp_path}/another.db"
+        with closing(open_queue(url)) as elsewhere:
+            assert isinstance(table.transaction(elsewhere), nullcontext)
 
     def test_a_transaction_that_fails_did_nothing(self, table: Table, queue_beside: Queue, bag: str) -> None:
         queue_beside.send([a_message()])

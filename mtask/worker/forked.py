@@ -7,6 +7,7 @@ message; its first child alone is made so.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -35,7 +36,8 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             _be_child(kit, outputs, variables)
-        os.setpgid(self.pid, self.pid)  # it does so, too: whoever comes first
+        with contextlib.suppress(OSError):
+            os.setpgid(self.pid, self.pid)  # it does so, too: whoever comes first
 
     def wait(self) -> int:
         """The exit status; -N for signal N."""

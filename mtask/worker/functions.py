@@ -97,20 +97,15 @@ class FunctionRunner(Runner):
                 self.host.left_over([job])
                 self.host.broken(f"can't start a child process: {error}")
                 return
-        bag = job.held.bag
+        held, bag = job.held, job.held.bag
         if bag.uid not in self._known:
             self._known.add(bag.uid)
-            self._write(
-                frame(
-                    BAG,
-                    0,
-                    0,
-                    msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec)),
-                )
-            )
+            self._write(frame(BAG, 0, 0, msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec))))
         job.began_s = time.monotonic()
         self.jobs.append(job)
-        self._write(frame(JOB, job.serial, job.start, job.held.body))
+        # The child runs a message to its end, and what was cut away is others' by now.
+        body = held.body if job.stop == held.message.count else held.part(0, job.stop).encode()
+        self._write(frame(JOB, job.serial, job.start, body))
 
     def warm(self, share: Share) -> None:
         if self._process is None:

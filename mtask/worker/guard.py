@@ -19,7 +19,8 @@ import time
 from collections.abc import Collection
 from enum import Enum, auto
 
-from mtask.model import Result, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Result
 from mtask.retry import is_last
 from mtask.table import Table
 from mtask.worker.held import Held

@@ -12,7 +12,7 @@ import msgspec
 
 import mtask
 from mtask.errors import BackendError, SchemaError
-from mtask.model import Running, WorkerStatus
+from mtask.heartbeat import Running, WorkerStatus
 from mtask.table import Table
 from mtask.worker.runner import HOSTNAME
 from mtask.worker.service import Service
@@ -122,7 +122,7 @@ class Pulse(Service):
     def status(self, state: str | None = None) -> WorkerStatus:
         """What the worker does now; `state` instead of the true one."""
         worker, now_s = self._worker, time.monotonic()
-        ended = worker.done + worker.failed
+        ended = worker.outcomes.ended
         last_s, last_ended = self._last
         if now_s - last_s >= 1.0:
             self._rate = (ended - last_ended) / (now_s - last_s)
@@ -134,8 +134,8 @@ class Pulse(Service):
             slots=len(worker.slots),
             state=state or ("draining" if worker.draining else "working"),  # type: ignore[arg-type]
             running=self._running(),
-            done=worker.done,
-            failed=worker.failed,
+            done=worker.outcomes.done,
+            failed=worker.outcomes.failed,
             rate=round(self._rate, 3),
             can=worker.can,
             roles=worker.roles,

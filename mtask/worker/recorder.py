@@ -30,6 +30,10 @@ MOST_RESULTS = 20_000
 MOST_BYTES = 64 * 1024 * 1024
 """The worker takes no further messages while this many results, or bytes of them, wait to be written."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+SLOW_S = 0.02
+COMPANY, MOST_COMPANY_S = 0.1, 0.02
+"""Where a write takes longer than `SLOW_S`, the first result waits for others for this part of that time: tasks that
+began together end together, and the others would have to wait for the next write."""
 
 
 class Recorder(Service):
@@ -61,6 +65,8 @@ class Recorder(Service):
         """Those that don't pass by themselves either, and all that came later of the same messages."""
         self._refusal: MtaskError | None = None
         self._pause_s, self._again_s = FIRST_PAUSE_S, 0.0
+        self._company_s = 0.0
+        """How long the first result waits for others, by what the last write took."""
         self._stopping = False
         self._give_up_s = math.inf
         self._hurry = threading.Event()
@@ -188,7 +194,8 @@ class Recorder(Service):
                 self._on_written(rows)
 
     def _gathered(self) -> list[Item]:
-        """All that there is, as soon as there is something, or time to try again what was refused."""
+        """All that there is, as soon as there is something (a little later, where writes are slow), or time to try
+        again what was refused."""
         batch, results = [], 0
         wait_s = max(0.0, self._again_s - time.monotonic()) if self._refused else None
         if self._stopping:
@@ -196,6 +203,7 @@ class Recorder(Service):
             return []
         try:
             item = self._items.get(timeout=wait_s)
+            until_s = time.monotonic() + self._company_s
             while True:
                 if item is None:
                     self._stopping = True
@@ -204,7 +212,8 @@ class Recorder(Service):
                     results += item.settles
                 if results >= MOST_RESULTS:
                     break
-                item = self._items.get_nowait()
+                left_s = 0.0 if self._stopping else until_s - time.monotonic()
+                item = self._items.get(timeout=left_s) if left_s > 0 else self._items.get_nowait()
         except stdlib_queue.Empty:
             pass
         # What is said of one message is written in its order.
@@ -291,7 +300,10 @@ class Recorder(Service):
 
     def _write(self, batch: list[Item]) -> list[Item]:
         """Returns what can't be sent, and what becomes of the same messages."""
+        began_s = time.monotonic()
         written = self._writer.write(batch)
+        took_s = time.monotonic() - began_s
+        self._company_s = min(COMPANY * took_s, MOST_COMPANY_S) if took_s > SLOW_S else 0.0
         self._rows += written.rows
         if written.error is not None:
             self._refusal = written.error

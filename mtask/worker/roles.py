@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 from mtask.errors import BackendError
-from mtask.model import BagState, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import BagState
 from mtask.roles import (
     AUTO,
     BY_BACKLOG,

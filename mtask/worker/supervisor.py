@@ -19,13 +19,13 @@ import msgspec
 from mtask.errors import BackendError, UnavailableError
 from mtask.giveback import give_back
 from mtask.lanes import Lanes
-from mtask.model import UNKNOWN, DeadMessage, Result, State
+from mtask.model import Result
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane, Requirements, can_with, lacking
 from mtask.table import Table
 from mtask.worker.ahead import Ahead
-from mtask.worker.bags import ELSEWHERE_S, Bags
+from mtask.worker.bags import Bags
 from mtask.worker.capabilities import found
 from mtask.worker.dispatcher import Dispatcher
 from mtask.worker.expenses import Expenses
@@ -37,6 +37,7 @@ from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
 from mtask.worker.options import LEAST_TO_SAVE_S, Options, time_to_save_s
 from mtask.worker.orphans import watch_for_orphans
+from mtask.worker.outcomes import Outcomes
 from mtask.worker.pulse import Pulse
 from mtask.worker.receiver import Receiver
 from mtask.worker.recorder import Recorder
@@ -76,24 +77,12 @@ class Worker:
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
-        self.path, self.checkpoints = options.path, options.checkpoints
         self.notes = Notes(say)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.own = self.can = found(options)
         """What it has, without and with the role that it takes from the table."""
         self.roles = () if options.takes else options.roles
         """What a bag must ask for to be served; None: nothing."""
-        self.slots = [
-            Slot(
-                self,
-                max_tasks_per_child=options.max_tasks_per_child,
-                max_memory_per_child_bytes=options.max_memory_per_child_bytes,
-                machine=self.can,
-                forks=options.forks,
-            )
-            for _ in range(options.slots)
-        ]
-        self.done = self.failed = 0
         self.bags, self.ahead = Bags(table, options.timeout_s), Ahead(table)
         self.expenses = Expenses((self.queue.main, table))
         self._inbox = Inbox()
@@ -115,6 +104,30 @@ class Worker:
             is_gone=self.bags.is_gone,
         )
         self._gathered = Gathered(self._recorder)
+        self.outcomes = Outcomes(
+            self.name,
+            options,
+            self.selector,
+            self.notes,
+            bags=self.bags,
+            expenses=self.expenses,
+            submits=self.submits,
+            recorder=self._recorder,
+            gathered=self._gathered,
+            inbox=self._inbox,
+            hands_on=self.queue.limits.workers_send,
+            on_broken=self._stop_for,
+        )
+        self.slots = [
+            Slot(
+                self.outcomes,
+                max_tasks_per_child=options.max_tasks_per_child,
+                max_memory_per_child_bytes=options.max_memory_per_child_bytes,
+                machine=self.can,
+                forks=options.forks,
+            )
+            for _ in range(options.slots)
+        ]
         self._receiver = Receiver(
             self.queue,
             table,
@@ -139,6 +152,7 @@ class Worker:
             options=options,
             ahead=self.ahead.tasks_a_slot,
         )
+        self.outcomes.dispatcher = self._dispatcher
         self._pulse = Pulse(self, table)
         self._role_keeper: RoleKeeper | None = None
         if options.takes:
@@ -158,8 +172,6 @@ class Worker:
             self._watcher = Watcher(
                 options.notices, lambda notice: self._inbox.post(lambda: self._noticed(notice))
             )
-        self._over: dict[str, int] = {}
-        """Bags that were cancelled or are gone, by uid: up to which generation."""
         self._drain_reason: str | None = None
         self._term_at_s: float | None = None
         self._kill_at_s: float | None = None
@@ -270,7 +282,7 @@ class Worker:
                 self._drain("idle", None)
             if limit_s is not None and now - began_s >= limit_s:
                 self._drain("its time is over", None)
-            if self.options.max_tasks is not None and self.done + self.failed >= self.options.max_tasks:
+            if self.options.max_tasks is not None and self.outcomes.ended >= self.options.max_tasks:
                 self._drain("it has run enough tasks", None)
 
     def _written_or_idle(self, busy: bool) -> bool:
@@ -373,62 +385,6 @@ class Worker:
                 self._dispatcher.relieve(slot.runner)
         self._dispatcher.give_back_stuck()
 
-    # -- what the runners say (Host) ----------------------------------------------------------------
-
-    def attempts_ended(self, job: Job, results: list[Result], size_bytes: int = 0) -> None:
-        if self._gives_back(job, results):
-            return
-        failed = sum(result.state is not State.DONE for result in results)
-        self.failed += failed
-        self.done += len(results) - failed
-        self.expenses.ended(job.held.bag.uid, len(results))
-        if not job.held.lost:
-            self._gathered.add(job.held, results, size_bytes)
-
-    def portion_done(self, job: Job, portion: Portion) -> None:
-        self.done += portion.count
-        self.expenses.ended(job.held.bag.uid, portion.count)
-        if not job.held.lost:
-            self._recorder.portion_done(job.held, portion)
-
-    def _gives_back(self, job: Job, results: list[Result]) -> bool:
-        """A function that isn't known here may be known to another worker, of a newer version of its program."""
-        error = results[0].error if results else None
-        if error is None or error.type != UNKNOWN or self.options.alone or not self.queue.limits.workers_send:
-            return False
-        self.bags.give_back(job.held.bag, error.message)
-        self.notes.once(
-            f"bag {job.held.bag.name!r} is given back to other workers: {error.message.splitlines()[0]}"
-        )
-        first = results[0].index - job.held.message.first
-        part = job.held.part(first, first + len(results))
-        if not job.held.lost:
-            self._recorder.hand_on(job.held, [part], delay_s=ELSEWHERE_S)
-        return True
-
-    def job_over(self, took_s: float) -> None:
-        self._dispatcher.job_over(took_s)
-
-    def left_over(self, jobs: Sequence[Job]) -> None:
-        for job in reversed(jobs):
-            if job.held.lost:
-                continue
-            if self._is_over(job):
-                self._recorder.settle(job.held, job.left)
-            else:
-                self._dispatcher.ready.appendleft(job)
-
-    def bad_message(self, job: Job, problem: str) -> None:
-        self.notes.once(f"a message can't be read and is set aside (see `mtask dead`): {problem}")
-        dead = DeadMessage(body=job.held.delivery.body, reason=problem, worker=self.name, at=time.time())
-        self._recorder.set_aside(job.held, dead)
-
-    def submit(self, request: bytes, answer: Callable[[bytes], None]) -> None:
-        self.submits.put(request, lambda text: self._inbox.post(lambda: answer(text)))
-
-    def broken(self, problem: str) -> None:
-        self._stop_for(BackendError(problem))
-
     # -- stopping -----------------------------------------------------------------------------------
 
     def _drain(self, reason: str, grace_s: float | None) -> None:
@@ -469,22 +425,18 @@ class Worker:
         self._pulse.beat_soon()
 
     def _cancelled(self, over: dict[str, int]) -> None:
-        self._over = over
+        self.outcomes.over = over
         if over:
-            self._stop_jobs(self._is_over, Cause.CANCELLED)
-
-    def _is_over(self, job: Job) -> bool:
-        """Was it sent before its bag was cancelled?"""
-        return job.held.message.generation <= self._over.get(job.held.bag.uid, -1)
+            self._stop_jobs(self.outcomes.is_over, Cause.CANCELLED)
 
     def _stop_jobs(self, chosen: Callable[[Job], bool], cause: Cause) -> None:
         """`left_over` knows what is to become of those chosen."""
         ready = list(self._dispatcher.ready)
         self._dispatcher.ready.clear()
-        self.left_over(ready)
+        self.outcomes.left_over(ready)
         for slot in self.slots:
             runner = slot.runner
             if runner is not None and any(chosen(job) for job in runner.jobs):
-                self.left_over(runner.cut())
+                self.outcomes.left_over(runner.cut())
                 if runner.jobs and chosen(runner.jobs[-1]):
                     runner.stop_task(cause)

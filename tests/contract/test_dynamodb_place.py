@@ -23,13 +23,13 @@ from mtask.errors import (
     UnusableError,
     UsageError,
 )
-from mtask.model import DeadMessage, State
-from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, an_expired
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion
 from mtask_aws import DynamoTable, open_table
 from mtask_aws.blobs import ITEM_BYTES
 from mtask_aws.bucket import FOR_EVER, KEEP_DAYS, bucket_name
 from mtask_aws.clock import ServerClock
 from mtask_aws.setup_table import PRIVATE, make_table
+from tests.contract.table_large import OBJECTS, read_large, write_large
 from tests.servers.dynamodb import create, hook, new_url
 
 DAY_S = 86400.0
@@ -68,40 +68,15 @@ def noise(size: int) -> str:
 
 
 def test_what_is_too_big_goes_to_s3_and_comes_back(url: str, table: DynamoTable) -> None:
-    big, spec = noise(1_500_000), a_bag().spec
-    bag = a_bag(spec=msgspec.structs.replace(spec, target=(f"m:{noise(900_000)}",)), total=9)
-    table.create_bag(bag)
-    assert len(objects(table)) == 1
-    blocks = [a_block(0, values=[big, 1]), a_block(1)]
-    table.put_blocks(blocks)
-    rows = [
-        a_done(0, big),
-        a_failed(1, big),
-        an_expired(2),
-        a_done(3, stdout=big),
-        a_done(4),
-        a_done(70, big),
-    ]
-    table.record([a_portion(rows[3:5]), *rows[:3], rows[5]])
-    table.keep_attempts([a_failed(5, big)])
-    dead = DeadMessage(body=big.encode(), reason="too long", at=1.5)
-    table.set_aside([dead])
+    large = write_large(table, noise(1_500_000), noise(900_000))
     with closing(open_table(url)) as other:
-        assert other.bag("bag") == bag
-        assert list(other.blocks("bag")) == blocks
-        assert list(other.results("bag")) == rows
-        assert list(other.results("bag", states=[State.FAILED])) == [rows[1]]
-        assert list(other.results("bag", indexes=[0, 4])) == [rows[0], rows[4]]
-        assert other.retract("bag", [1]) == {1}
-        assert list(other.attempts("bag")) == [rows[1], a_failed(5, big)]
-        assert list(other.dead()) == [dead]
-        assert other.counts("bag").ended == 5
+        read_large(other, large)
         assert other.meter.used()["s3 gets"] > 5
     there = objects(table)
-    assert len(there) == 8
+    assert len(there) == OBJECTS
     assert all(key.startswith(f"{FOR_EVER}/{table._db.address.name}/") for key in there)
-    assert table.meter.used()["s3 puts"] == 8
-    table.record([rows[0]])  # again: the same content is the same object
+    assert table.meter.used()["s3 puts"] == OBJECTS
+    table.record([large.rows[0]])  # again: the same content is the same object
     assert objects(table) == there
 
 

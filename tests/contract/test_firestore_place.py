@@ -22,14 +22,15 @@ from mtask.errors import (
     UnusableError,
     UsageError,
 )
-from mtask.model import DeadMessage, State
+from mtask.model import State
 from mtask.registry import open_table as open_by_scheme
-from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion, an_expired
+from mtask.testing.samples import a_bag, a_block, a_done, a_failed, a_portion
 from mtask_gcp import FirestoreTable, make_table, open_table
 from mtask_gcp.documents import integer, page_id, put, update
 from mtask_gcp.objects import storage_client
 from mtask_gcp.place import Place, place_of
 from mtask_gcp.setup_table import bucket_name
+from tests.contract.table_large import OBJECTS, read_large, write_large
 from tests.servers.firestore import PROJECT, create_table, new_url
 from tests.servers.wire import Wire
 
@@ -143,39 +144,14 @@ def test_names_of_buckets_are_allowed_and_differ() -> None:
 
 def test_what_is_too_big_goes_to_cloud_storage_and_comes_back(storage: str) -> None:
     url = create_table()
-    big, spec = noise(2_400_000), a_bag().spec
-    bag = a_bag(spec=msgspec.structs.replace(spec, target=(f"m:{noise(2_000_000)}",)), total=9)
-    rows = [
-        a_done(0, big),
-        a_failed(1, big),
-        an_expired(2),
-        a_done(3, stdout=big),
-        a_done(4),
-        a_done(70, big),
-    ]
-    blocks = [a_block(0, values=[big, 1]), a_block(1)]
-    dead = DeadMessage(body=big.encode(), reason="too long", at=1.5)
     with closing(open_table(url)) as table:
-        table.create_bag(bag)
-        table.put_blocks(blocks)
-        table.record([a_portion(rows[3:5]), *rows[:3], rows[5]])
-        table.keep_attempts([a_failed(5, big)])
-        table.set_aside([dead])
-        put = table.meter.used()["gcs class A operations"]
-        assert put == 8
+        large = write_large(table, noise(2_400_000), noise(2_000_000))
+        assert table.meter.used()["gcs class A operations"] == OBJECTS
     with closing(open_table(url)) as other:
-        assert other.bag("bag") == bag
-        assert list(other.blocks("bag")) == blocks
-        assert list(other.results("bag")) == rows
-        assert list(other.results("bag", states=[State.FAILED])) == [rows[1]]
-        assert list(other.results("bag", indexes=[0, 4])) == [rows[0], rows[4]]
-        assert other.retract("bag", [1]) == {1}
-        assert list(other.attempts("bag")) == [rows[1], a_failed(5, big)]
-        assert list(other.dead()) == [dead]
-        assert other.counts("bag").ended == 5
+        read_large(other, large)
         assert other.meter.used()["gcs class B operations"] > 5
     with closing(storage_client(PROJECT)) as client:
-        assert len(list(client.list_blobs(bucket_name(place_of(url))))) == 8
+        assert len(list(client.list_blobs(bucket_name(place_of(url))))) == OBJECTS
 
 
 def test_small_rows_and_large_ones_share_a_page(table: FirestoreTable) -> None:

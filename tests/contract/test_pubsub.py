@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mtask_gcp.queue as queue_module
+import mtask_gcp.requests as requests_module
 from mtask.errors import UnusableError, UsageError
 from mtask.lanes import Lanes
 from mtask.model import Message
@@ -114,7 +114,7 @@ class TestPubSub(PubSubFixtures, QueueSteps):
     def test_a_request_ends_before_its_limits(
         self, queue: PubSubQueue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(queue_module, "ACK_BYTES", 200)
+        monkeypatch.setattr(requests_module, "ACK_BYTES", 200)
         large = [a_message_of_bytes(6_000_000, index) for index in range(3)]
         queue.send([*large, *messages(40)[3:]])
         assert queue.meter.used()["pubsub publishes"] == 3

@@ -215,13 +215,13 @@ class TestFaults(QueueSteps):
         self, queue: PubSubQueue, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It might take messages for a worker that stops."""
-        pause = queue._pause
+        wait = queue._bell.wait
 
-        def woken(seconds: float, woken: int) -> None:
+        def woken(seconds: float, rings: int) -> bool:
             queue.wake()
-            pause(seconds, woken)
+            return wait(seconds, rings)
 
-        monkeypatch.setattr(queue, "_pause", woken)
+        monkeypatch.setattr(queue._bell, "wait", woken)
         with proxy.rule(refuse("Subscriber/Pull", answer=b"")):
             before = len(proxy.called)
             assert queue.receive(max_messages=1, lease_s=5, wait_s=10) == []

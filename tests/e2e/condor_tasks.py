@@ -54,3 +54,24 @@ def after(x: int, folder: str) -> int:
         time.sleep(1)
         raise RuntimeError("not yet")
     return 2 * x
+
+
+def gated(x: int, folder: str, gate: bool) -> int:
+    """Waits until the gate is open, if it is to."""
+    marked(x, folder)
+    while gate and not Path(folder, "gate").exists():
+        time.sleep(0.05)
+    return 2 * x
+
+
+def fill_disk(x: int, gate: str) -> str:
+    """Leaves no room in its folder, unless the gate is open."""
+    if not Path(gate).exists():
+        try:
+            with Path("large").open("wb", buffering=0) as file:
+                for size in (65536, 4096, 1):
+                    while file.write(bytes(size)) == size:
+                        pass
+        except OSError:
+            pass
+    return "x" * 10_000

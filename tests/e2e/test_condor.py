@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +136,25 @@ def test_a_task_that_kills_its_workers_ends_as_lost(manager):
     assert bag.wait(timeout_s=PATIENCE_S * 2) == Counts(total=4, done=3, failed=1)
     lost = [result for result in bag.results() if result.state is State.FAILED]
     assert [(result.index, result.error.reason) for result in lost] == [(2, Reason.LOST)]
+
+
+def test_what_a_killed_worker_leaves_behind_ends(manager):
+    """HTCondor sees to that, however it detached itself."""
+    left_s = random.randrange(10_000, 100_000)
+    command = f"sh -c 'setsid sleep {left_s} >/dev/null 2>&1 & sleep 3; kill -9 $PPID; sleep {{x}}'"
+    bag = manager.submit([{"x": left_s}], run=command, retries=0, max_deliveries=1)
+    wait_until(lambda: sleepers(left_s), "it has begun")
+    assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=1, failed=1)
+    wait_until(lambda: not sleepers(left_s), "they are gone")
+
+
+def sleepers(left_s: int) -> int:
+    def is_one(path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return path.read_bytes() == b"sleep\0%d\0" % left_s
+        return False
+
+    return sum(map(is_one, Path("/proc").glob("[0-9]*/cmdline")))
 
 
 def test_a_cancelled_bag_leaves_the_pool(pool, manager):

@@ -59,7 +59,7 @@ def test_a_node_without_mtask(pool, table):
         bag = manager.submit([{"x": 1}], call="condor_tasks:double")
         text = trouble(bag)
         assert "the worker ended with status 1" in text
-        assert "No module named 'mtask_condor'" in text
+        assert "No module named mtask_condor" in text
         bag.cancel()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.condor import PATIENCE_S, CondorPool, wait_until
+from tests.servers.condor import PATIENCE_S, CondorPool, running_pool, wait_until
 from tests.servers.condor_desk import Desk
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,6 +32,15 @@ def test_nobody_waits(desk):
     assert "4 done" in desk("status", "b")
 
 
+def test_a_long_message_is_cut_and_nobody_waits(desk):
+    queue = "condor:///desk?split_after_s=2"
+    desk.submit("b", "marked", 8, "--per-message", "8", queue=queue, folder=desk.marks, pause_s=1.0)
+    wait_until(lambda: desk.done("b") == 8, "all is done")
+    ran = [path.read_text().split() for path in desk.marks.iterdir()]
+    assert [len(each) for each in ran] == [1] * 8, "each once"
+    assert len({pid for each in ran for pid in each}) > 1, "by several jobs"
+
+
 def test_what_becomes_of_the_job_that_collects(desk, pool):
     """It is killed, the schedd is, it is removed by hand, a bag is cancelled, another one comes: the rest goes on."""
     gate = desk.marks / "gate"
@@ -39,9 +48,9 @@ def test_what_becomes_of_the_job_that_collects(desk, pool):
     desk.submit("c", "slow_double", 3, pause_s=600)
     (pid,) = wait_until(desk.collectors, "it runs, one for both bags")
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: desk.collectors() not in ([], [pid]), "the schedd has started it again")
+    (second,) = wait_until(lambda: set(desk.collectors()) - {pid}, "the schedd has started it again")
     pool.kill("condor_schedd")
-    wait_until(lambda: set(desk.collectors()) - {pid}, "the next schedd has, too")
+    wait_until(lambda: set(desk.collectors()) - {pid, second}, "the next schedd has, too")
     pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
     wait_until(lambda: not desk.collectors(), "it is gone")
     desk("cancel", "c")
@@ -66,3 +75,21 @@ def test_a_job_that_cannot_collect_is_said(desk, pool):
     assert "the job that collects is held: " in desk("status", "b")
     desk("cancel", "b")
     pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
+
+
+def test_a_schedd_that_refuses_such_jobs(tmp_path):
+    with running_pool("SUBMIT_REQUIREMENT_NAMES=None7", "SUBMIT_REQUIREMENT_None7=JobUniverse != 7") as pool:
+        desk = Desk(pool, pool.home(tmp_path))
+        said = desk.submit("b", "twice", 2, "--retries", "2", folder=desk.marks)
+        assert "`mtask wait b` records their results and, while it runs, tries again" in said
+        desk("wait", "b", "--timeout", "90s")
+        assert desk.done("b") == 2
+
+
+def test_one_that_somebody_removed_is_missed(desk, pool):
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    wait_until(desk.collectors, "it runs")
+    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
+    wait_until(lambda: not desk.collectors(), "it is gone")
+    assert "the job that collects is gone: somebody removed it" in desk("status", "b")
+    desk("cancel", "b")

@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 
 import mtask
+from mtask.heartbeat import WorkerStatus
 from tests.unit import metered
 
 ROWS = "x\n" + "".join(f"{n}\n" for n in range(30))
@@ -133,7 +134,7 @@ def test_a_killed_worker_counts_by_its_last_heartbeat(command, places):
     with mtask.connect(places[1], places[3]) as mt:
         uid = mt.bag("t").info.uid
         mt.table.beat(
-            mtask.model.WorkerStatus(
+            WorkerStatus(
                 worker="killed", host="h", pid=1, slots=1, used={uid: {"requests": 7.0}}, interval_s=0.001
             )
         )

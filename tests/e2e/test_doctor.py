@@ -17,8 +17,9 @@ import boto3
 
 import mtask
 from mtask.doctor import CLOCK_S, clock_finding, examine
+from mtask.heartbeat import WorkerStatus
 from mtask.manager import connect
-from mtask.model import DeadMessage, WorkerStatus
+from mtask.model import DeadMessage
 from mtask.registry import diagnose, make
 from mtask.settings import Urls
 from mtask_aws.policies import GRANTS, policy

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 import mtask
-from mtask.model import Message, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Message
 from mtask.requirements import Capabilities, Requirements
 
 FUNCTIONS = """

@@ -8,7 +8,8 @@ import time
 import pytest
 
 import mtask
-from mtask.model import Failure, Reason, Result, Running, WorkerStatus
+from mtask.heartbeat import Running, WorkerStatus
+from mtask.model import Failure, Reason, Result
 
 
 def failure(message, kind="ValueError"):

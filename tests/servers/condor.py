@@ -124,8 +124,8 @@ def pool() -> Iterator[CondorPool]:
 
 
 @contextmanager
-def running_pool() -> Iterator[CondorPool]:
-    """It is this process's pool meanwhile: the environment says so."""
+def running_pool(*settings: str) -> Iterator[CondorPool]:
+    """It is this process's pool meanwhile: the environment says so. `settings`: lines of its configuration."""
     if importlib.util.find_spec("htcondor2") is None:
         missing("the client of HTCondor", "pip install htcondor")
     folder = Path(tempfile.mkdtemp(prefix=f"mtp-{os.getpid()}-", dir="/tmp"))  # short: it holds unix sockets
@@ -137,7 +137,10 @@ def running_pool() -> Iterator[CondorPool]:
     )
     try:
         started = subprocess.run(
-            [*program, "start", "--folder", place], capture_output=True, text=True, timeout=START_S
+            [*program, "start", "--folder", place, *(word for each in settings for word in ("--set", each))],
+            capture_output=True,
+            text=True,
+            timeout=START_S,
         )
         if started.returncode == NO_PACKAGES:
             missing("HTCondor", started.stderr.strip()[-500:])
@@ -153,6 +156,8 @@ def running_pool() -> Iterator[CondorPool]:
     finally:
         guard.communicate(timeout=60)
         patch.undo()
+        if "CONDOR_CONFIG" in os.environ:  # another pool was this process's before
+            importlib.import_module("htcondor2").reload_config()
 
 
 def _for_jobs(place: Path) -> tuple[str, list[str]]:

@@ -634,8 +634,11 @@ def test_sets_go_over_the_wire_in_one_order(annotation: str) -> None:
     """Else the same submit, run again, would look like other tasks."""
     value = "{'k': set('abcdefgh')}" if "dict" in annotation else "set('abcdefgh')"
     code = (
-        "from tests.unit.test_binding import *\n"
-        f"b = binder_of({annotation}, textual=False)\n"
+        "from typing import Any\n"
+        "from mtask.binding import Binder\n"
+        "from mtask.sources import Chunk, encode_rows\n"
+        f"def function(x: {annotation}): ...\n"
+        "b = Binder(function, ('x',), False)\n"
         f"print(encode_rows(b.wire(Chunk([1], [[{value}]])), ('x',)))"
     )
     outputs = {

@@ -303,7 +303,7 @@ def test_the_split_depends_on_the_seed_alone() -> None:
     assert Counter(document["topic"] for document in test) == dict.fromkeys(topics.TOPICS, 5)
 
 
-@pytest.mark.parametrize("module", ["arxiv.fetch", "arxiv.report"])
+@pytest.mark.parametrize("module", ["arxiv.fetch", "arxiv.experiment", "arxiv.report"])
 def test_every_script_says_what_it_does(module: str) -> None:
     command = [sys.executable, "-m", f"examples.{module}", "--help"]
     assert "usage:" in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -229,3 +231,19 @@ def test_pilot_becomes_a_worker_with_its_secrets_and_the_tags_of_its_machine(tmp
         args = ["worker", "-j", "1", *more, "--tags", "a,b,c"]
         assert said == f"{args} amqp://secret {process.pid}\n", "the process that HTCondor knows"
         assert not (tmp_path / "environment.json").exists()
+
+
+def test_what_is_said_to_install_can_be_installed():
+    """pip only warns of an extra that isn't there, and goes on without it."""
+    root = Path(__file__).parents[2]
+    known = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [*(root / "condor").glob("*"), *(root / "docs").rglob("*.md"), root / "README.md"]
+    texts = [path.read_text() for path in files if path.is_file()]
+    named = {
+        name
+        for text in texts
+        for found in re.findall(r"mtask\[([a-z,]+)\]", text)
+        for name in found.split(",")
+    }
+    assert {"condor", "postgres"} <= named
+    assert named <= set(known)

@@ -10,19 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtask.errors import MessageError, NewerMessageError
-from mtask.model import (
-    MESSAGE_VERSION,
-    Bag,
-    Block,
-    Counts,
-    Failure,
-    Message,
-    Reason,
-    Result,
-    Spec,
-    State,
-    WorkerStatus,
-)
+from mtask.heartbeat import WorkerStatus
+from mtask.model import MESSAGE_VERSION, Bag, Block, Counts, Failure, Message, Reason, Result, Spec, State
 from mtask.testing.samples import a_bag, a_block, a_message, a_status
 
 json_values = st.recursive(

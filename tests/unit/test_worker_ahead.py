@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mtask.errors import BagNotFoundError, UnavailableError
-from mtask.model import Counts, WorkerStatus
+from mtask.heartbeat import WorkerStatus
+from mtask.model import Counts
 from mtask.testing.samples import a_bag
 from mtask.worker.ahead import COUNT_S, OLD_S, PER_WORKER_S, WORKERS_S, Ahead
 

@@ -149,6 +149,27 @@ def test_what_was_cut_can_go_behind_the_running_task_again(bench: Bench, gate: P
     assert bench.done == [0, 1, 2]
 
 
+def test_what_is_left_of_a_cut_job_ends_where_it_was_cut(bench: Bench, tmp_path: Path) -> None:
+    """Cut while the child imports, so that it hasn't begun the first task; what was cut away runs elsewhere by then."""
+    gate, log = tmp_path / "gate", tmp_path / "log"
+    waits = f"while not Path({str(gate)!r}).exists(): time.sleep(0.01)"
+    work = f"def work(x: int) -> None:\n    with open({str(log)!r}, 'a') as log: print(x, file=log)\n"
+    (tmp_path / "slow.py").write_text(f"import time\nfrom pathlib import Path\n{waits}\n{work}")
+    made = job([[x] for x in range(4)])
+    spec = msgspec.structs.replace(made.held.bag.spec, target=(f"{tmp_path}/slow.py:work",))
+    made.held.bag = msgspec.structs.replace(made.held.bag, spec=spec)
+    bench.runner.start(made)
+    bench.until(bench.begun)
+    assert offsets(bench.runner.cut()) == [1, 2, 3]
+    gate.touch()
+    bench.until(lambda: bench.host.left)
+    assert offsets(bench.host.left) == [0]
+    bench.runner.start(bench.host.left.pop())
+    bench.until(lambda: not bench.runner.jobs)
+    assert bench.done == [0]
+    assert log.read_text().split() == ["0"]
+
+
 def test_cut_while_the_end_is_on_its_way_cuts_nothing(bench: Bench) -> None:
     one = job([[x] for x in range(10)])
     bench.runner.start(one)

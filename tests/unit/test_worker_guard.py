@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from mtask.errors import UnavailableError
+from mtask.heartbeat import Running, WorkerStatus
 from mtask.manager import connect
-from mtask.model import Failure, Message, Reason, Result, Running, WorkerStatus
+from mtask.model import Failure, Message, Reason, Result
 from mtask.testing.samples import a_status
 from mtask.worker import guard
 from mtask.worker.guard import Guard, Verdict

@@ -14,6 +14,7 @@ import pytest
 from mtask.errors import BackendError, SendError, UnavailableError
 from mtask.manager import connect
 from mtask.model import Bag, DeadMessage, Delivery, Failure, Message, Reason, Result, State
+from mtask.worker import recorder
 from mtask.worker.bags import Bags
 from mtask.worker.held import Held
 from mtask.worker.leases import LeaseKeeper
@@ -106,6 +107,45 @@ def submitted(bench: Bench, count: int = 4, *, lease_s: float = 60, **spec: Any)
     bag = bench.place.put_bag([[x] for x in range(count)], **spec)
     bench.place.queue.send([Message.of(bag, bench.place.block([[x] for x in range(count)]))])
     return bag, bench.receive(bag, lease_s=lease_s)
+
+
+# -- together ---------------------------------------------------------------------------------------
+
+
+def test_where_writes_are_slow_a_result_waits_a_little_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "COMPANY", 1e6)
+    monkeypatch.setattr(recorder, "MOST_COMPANY_S", 60.0)
+
+    def slow(record: Callable[..., None], results: Sequence[Result]) -> None:
+        time.sleep(2 * recorder.SLOW_S)
+        record(results)
+
+    bench.table.faults["record"] = slow
+    _, held = submitted(bench)
+    bench.start()
+    bench.recorder.attempts_ended(held, done(0))
+    wait_until(bench.recorder.quiet)
+    bench.recorder.attempts_ended(held, done(1))
+    wait_until(bench.recorder._items.empty, what="the thread has it")
+    bench.recorder.attempts_ended(held, done(2, 3))
+    bench.finish()  # which nothing waits for
+    written = [[result.index for result in results] for (results,) in bench.table.called("record")]
+    assert written == [[0], [1, 2, 3]]
+
+
+def test_where_writes_are_quick_it_waits_for_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "MOST_COMPANY_S", 60.0)
+    monkeypatch.setattr(recorder, "COMPANY", 1e6)
+    monkeypatch.setattr(recorder, "SLOW_S", 10.0)
+    _, held = submitted(bench)
+    bench.start()
+    for index in range(4):
+        bench.recorder.attempts_ended(held, done(index))
+        wait_until(bench.recorder.quiet)
+    assert len(bench.table.called("record")) == 4
+    bench.finish()
 
 
 # -- the order --------------------------------------------------------------------------------------

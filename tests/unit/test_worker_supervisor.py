@@ -613,7 +613,7 @@ def test_a_message_whose_rows_cant_be_read_is_set_aside_once_and_the_worker_goes
     with place.working() as worker:
         wait_until(lambda: bag.finished() and list(place.table.dead()))
         wait_until(lambda: place.queue.depth() == (0, 0, 0))
-        assert worker.failed == 0
+        assert worker.outcomes.failed == 0
     (dead,) = place.table.dead()
     assert dead.body == message.encode()
     assert {result.state for result in bag.results()} == {State.DONE}

@@ -1,0 +1,1 @@
+"""The studies of the literature, again: see examples/arxiv/experiment.py."""
