@@ -31,14 +31,10 @@ def test_few_instances_go_side_by_side_and_many_alone() -> None:
     assert groups[-1] == [Size(3, 8, tuple(throughput.TABLES_S))]
 
 
-def test_the_speed_up_is_over_one_instance_with_the_same_table() -> None:
-    runs = [
-        Run("null", 1, 1, 90.0, 90.1, 200, [90.0]),
-        Run("fast", 1, 1, 100.0, 100.2, 200, [100.0]),
-        Run("fast", 1, 24, 4.0, 5.01, 17, [4.0]),
-    ]
-    assert throughput.speedup(runs[2], runs) == 25
-    assert throughput.speedup(runs[2], runs, until_stored=True) == pytest.approx(20)
+def test_the_speed_up_is_over_one_instance_that_only_classifies() -> None:
+    runs = [Run("null", 1, 1, 90.0, 90.1, 200, [90.0]), Run("fast", 1, 24, 4.0, 4.5, 17, [4.0])]
+    assert throughput.speedup(Plan(), runs[1]) == pytest.approx(22.5)
+    assert throughput.speedup(Plan(), runs[1], until_stored=True) == pytest.approx(20)
     assert throughput._median([runs[0]._replace(took_s=took_s) for took_s in (1.0, 2.0, 4.0)])[3:7] == (
         2.0,
         90.1,

@@ -32,7 +32,7 @@ def throughput_table(plan: throughput.Plan, runs: Sequence[Run]) -> str:
         rows.append(
             [
                 str(instances) if workers == 1 else f"{instances}, in {workers} workers",
-                *(f"{speedup(measured[table], runs):.2f}" for table in TABLES_S),
+                *(f"{speedup(plan, measured[table]):.2f}" for table in TABLES_S),
                 f"{plan.bound(instances):.2f}",
                 *(f"{amdahl(plan, instances, took_s):.2f}" for took_s in TABLES_S.values() if took_s),
                 f"{PUBLISHED[instances][0]:g}" if instances in PUBLISHED and workers == 1 else "",
@@ -59,7 +59,7 @@ def times_table(plan: throughput.Plan, runs: Sequence[Run]) -> str:
                 run.table,
                 f"{run.took_s:.2f} s",
                 f"{run.stored_s:.2f} s",
-                f"{speedup(run, runs, until_stored=True):.2f}",
+                f"{speedup(plan, run, until_stored=True):.2f}",
                 f"{plan.documents / run.took_s:.1f}",
                 str(run.writes),
             ]
@@ -91,7 +91,7 @@ def figures(
     """What experiment.json holds; durations in seconds."""
     measured = [
         run._asdict()
-        | {"speedup": speedup(run, runs), "speedup_stored": speedup(run, runs, until_stored=True)}
+        | {"speedup": speedup(plans[0], run), "speedup_stored": speedup(plans[0], run, until_stored=True)}
         for run in runs
     ]
     functions = outcome._asdict() | {

@@ -41,7 +41,7 @@ def draw_speedup(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     for table in TABLES_S:
         marker, size = MARKERS[table]
         of_table = [run for run in runs if run.table == table and run.workers == 1]
-        points = [run.instances for run in of_table], [speedup(run, runs) for run in of_table]
+        points = [run.instances for run in of_table], [speedup(plan, run) for run in of_table]
         axes.plot(*points, marker=marker, ms=size, color=COLOURS[table], lw=1, label=f"mtask, table {table}")
         if service_s := TABLES_S[table]:
             curve = [amdahl(plan, n, service_s) for n in every]
@@ -50,7 +50,7 @@ def draw_speedup(plan: Plan, runs: Sequence[Run], folder: Path) -> None:
     several = [run for run in runs if run.workers > 1]
     for run in several:
         label = f"mtask, {run.workers} workers" if run is several[0] else None
-        axes.plot(run.instances, speedup(run, runs), "x", ms=9, color=COLOURS[run.table], label=label)
+        axes.plot(run.instances, speedup(plan, run), "x", ms=9, color=COLOURS[run.table], label=label)
     for marker, (instances, (value, label)) in zip("DP", PUBLISHED.items(), strict=True):
         axes.plot(instances, value, marker, ms=8, mfc="white", color="black", ls="none", label=label)
     axes.set(xlabel="instances", ylabel="speed-up over one instance", xlim=(0, 25), ylim=(0, 24))

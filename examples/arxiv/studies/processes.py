@@ -12,8 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ROOT / "examples/arxiv/slow_table"
 """Stands for where pip puts packages."""
-if str(PACKAGES) not in sys.path:
-    sys.path.append(str(PACKAGES))
+
+
+def find_packages() -> None:
+    """Have this process find them."""
+    if str(PACKAGES) not in sys.path:
+        sys.path.append(str(PACKAGES))
 
 
 def environment(folder: Path) -> dict[str, str]:
