@@ -142,5 +142,4 @@ def set_watch(watch: Callable[[Setup[..., Any]], AbstractContextManager[None]] |
 def _mark(error: BaseException, name: str) -> None:
     """Tell the worker where it comes from; an exception may refuse."""
     with contextlib.suppress(Exception):
-        if getattr(error, "mtask_setup", None) is None:
-            error.mtask_setup = name  # type: ignore[attr-defined]
+        vars(error).setdefault("mtask_setup", name)

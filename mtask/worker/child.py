@@ -28,7 +28,7 @@ from mtask.errors import MtaskError, UnavailableError, UsageError
 from mtask.model import EXPIRED, ID_COLUMN, UNKNOWN, Failure, Message, Reason, Result, Spec, as_id
 from mtask.portion import Done, line_of
 from mtask.values import encode_value
-from mtask.worker.failure import describe
+from mtask.worker.failure import describe, noted
 from mtask.worker.memory import own_bytes
 from mtask.worker.output import size_of, take_tail
 from mtask.worker.preparing import Watch, prepared
@@ -235,7 +235,7 @@ class Child:
                 if self.outputs_to and error is None:
                     self._put_outputs()
         except BaseException as raised:
-            error = getattr(raised, "staging", None) or describe(raised, spec=self.bags[message.uid].spec)
+            error = noted(raised, "staging", Failure) or describe(raised, spec=self.bags[message.uid].spec)
         took_ns = self.watch.took_ns
         wall_ns = time.monotonic_ns() - started_ns - took_ns
         started_us += took_ns // 1000

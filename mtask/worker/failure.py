@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import mtask
 from mtask import task
@@ -14,7 +14,9 @@ from mtask.retry import is_wanted
 if TYPE_CHECKING:
     import traceback
 
-__all__ = ["describe"]
+__all__ = ["describe", "noted"]
+
+T = TypeVar("T")
 
 _NOT_THE_USERS = (os.path.dirname(mtask.__file__) + os.sep, "<frozen importlib", importlib.__file__)
 
@@ -33,7 +35,7 @@ def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec
     except Exception as broken:  # an exception can override all that is asked of it here
         text = f"its traceback can't be shown: {type(broken).__name__}"
     kind = type(error)
-    setup = getattr(error, "mtask_setup", None)
+    setup = noted(error, "mtask_setup", str)
     if setup is not None:
         reason = Reason.SETUP
     name = (
@@ -50,6 +52,15 @@ def describe(error: BaseException, reason: Reason = Reason.RAISED, *, spec: Spec
         or (spec is not None and not is_wanted(spec, _names(kind, reason))),
         retry_after_s=error.delay_s if isinstance(error, task.Retry) else None,
     )
+
+
+def noted(error: BaseException, name: str, kind: type[T]) -> T | None:
+    """What mtask has noted on an exception, whatever that says of its attributes itself."""
+    try:
+        value = vars(error).get(name)
+    except Exception:
+        return None
+    return value if isinstance(value, kind) else None
 
 
 def _names(kind: type[BaseException], reason: Reason) -> set[str]:

@@ -66,9 +66,9 @@ class Ends(NamedTuple):
         ends = (*self.over, *(held for held, _ in self.released), *self.let_go)
         return [held for held in ends if not held.let_go]
 
-    def deleted(self) -> list[Delivery]:
+    def deleted(self, *, but: Collection[Held]) -> list[Delivery]:
         """With their present tokens."""
-        return [held.delivery for held in {*self.over, *self.let_go} if not held.let_go]
+        return [held.delivery for held in {*self.over, *self.let_go}.difference(but) if not held.let_go]
 
 
 def checking(item: Item) -> Item:

@@ -140,9 +140,9 @@ class RoleKeeper(Service):
             self._notes.once("no bag asks for a role, this worker waits")
         if role != self._role:
             self._role = role
+            self._on_role(role)  # before the table is asked, which may fail
             if role and (problem := unknown_roles([role], roles_in(self._table.bags()))):
                 self._notes.once(f"{problem}; this worker waits for one that does")
-            self._on_role(role)
 
 
 class Backlog:

@@ -68,15 +68,16 @@ class Writer:
             with transaction:
                 self._look_who_was_first(batch)
                 rows = self._write_rows(batch)
-                # What a lease was lost for meanwhile, its next holder sends.
+                # What a lease was lost for meanwhile, its next holder sends: so the message must stay.
                 sending = batch if together else still_held(self._keeper, [i for i in batch if i.sends])
+                unsent = {item.held for item in batch if item.sends} - {item.held for item in sending}
                 left, error = self._send(batch, [*sending, *self._followers(batch)])
                 if left:
                     waiting = {item.held for item in left}
                     ends = Ends.of([item for item in batch if item.held not in waiting])
                 if not together:
                     self._keeper.forget(ends.mine())
-                if ended := ends.deleted():
+                if ended := ends.deleted(but=unsent):
                     self._queue.delete(ended)
                 for held, delay_s in ends.released:
                     self._queue.release([held.delivery], delay_s=delay_s)

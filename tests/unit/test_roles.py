@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtask.errors import UsageError
+from mtask.errors import UnavailableError, UsageError
 from mtask.manager import Manager, connect
 from mtask.model import Bag, Message, Spec
 from mtask.requirements import Capabilities, Lane, Requirements, can_with, lacking
@@ -32,7 +32,7 @@ from mtask.testing.samples import a_done, a_status
 from mtask.worker import roles
 from mtask.worker.notes import Notes
 from mtask.worker.roles import RoleKeeper
-from tests.unit.worker_kit import Place, Wrapper, wait_until
+from tests.unit.worker_kit import Place, Wrapper, unavailable, wait_until
 
 ROLES = st.sampled_from(["bio", "compsci", "finance", "math", "physics"])
 WANT = st.dictionaries(ROLES, st.integers(0, 40), max_size=5)
@@ -302,6 +302,17 @@ class TestKeepers:
         fleet.start(*"ab")
         fleet.keepers.pop("a").leave()
         assert read(mt.table, AUTO)[0].held == {"b": "physics"}, "and b need not change"
+
+    def test_a_role_is_taken_though_the_table_fails_when_it_is_looked_up(self, mt):
+        fleet = Fleet(mt)
+        fleet.start("a")
+        change(mt.table, AUTO, {"physics": 1})
+        fleet.table.faults["bags"] = unavailable
+        with pytest.raises(UnavailableError):
+            fleet.step()
+        fleet.table.faults.clear()
+        fleet.step()
+        assert fleet.told == {"a": ["physics"]}
 
     def test_those_of_yesterday_are_gone_at_once(self, mt):
         swap(mt.table, AUTO, Split(want={"physics": 1, "bio": 1}, held={"old": "physics"}), 0)

@@ -52,6 +52,8 @@ def test_values_come_back_each_to_its_task(place: Place) -> None:
         ("interrupt", "KeyboardInterrupt", ""),
         ("str", "worker_tasks.BadStrError", "<its __str__ raised ZeroDivisionError>"),
         ("exiting str", "worker_tasks.ExitingStrError", "<its __str__ raised SystemExit>"),
+        ("any attribute", "worker_tasks.AnyAttributeError", "no"),
+        ("no attribute", "worker_tasks.NoAttributeError", "no"),
         ("surrogate", "FileNotFoundError", "[Errno 2] no file: 'caf\\udce9.txt'"),
         ("group", "ExceptionGroup", "several (2 sub-exceptions)"),
         ("deep", "RecursionError", "maximum recursion depth exceeded"),

@@ -275,6 +275,25 @@ def test_what_a_lease_was_lost_for_while_its_rows_were_written_is_sent_by_its_ne
     assert bench.place.queue.depth() == (0, 1, 0), "what the other one holds"
 
 
+def test_a_message_whose_lease_was_given_up_while_its_rows_were_written_isnt_deleted(bench: Bench) -> None:
+    """What is left of it wasn't sent; and nobody else need hold it, so that the queue would delete it."""
+    _, held = submitted(bench, 2, retries=1, backoff_s=0.0, lease_s=1)
+
+    def record(method: Callable[..., Any], results: Sequence[Result]) -> None:
+        method(results)
+        wait_until(lambda: held.lost)
+
+    bench.table.faults["record"] = record
+    bench.queue.faults["extend"] = unavailable
+    bench.start()
+    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    bench.finish()
+    assert bench.lost == [held]
+    assert bench.queue.called("delete") == []
+    (message,) = bench.messages()
+    assert (message.first, message.count) == (0, 2)
+
+
 @pytest.mark.parametrize("error", [UnavailableError("away"), BackendError("odd")])
 def test_what_is_sent_again_after_an_outage_is_looked_up_before_it_runs(
     bench: Bench, error: BackendError

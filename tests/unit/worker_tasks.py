@@ -74,6 +74,10 @@ def _raise_it(kind: str) -> None:
         raise BadStrError
     if kind == "exiting str":
         raise ExitingStrError
+    if kind == "any attribute":
+        raise AnyAttributeError("no")
+    if kind == "no attribute":
+        raise NoAttributeError("no")
     if kind == "surrogate":
         raise FileNotFoundError(2, "no file", os.fsdecode(b"caf\xe9.txt"))
     if kind == "long":
@@ -90,6 +94,16 @@ class BadStrError(Exception):
 class ExitingStrError(Exception):
     def __str__(self) -> str:
         raise SystemExit
+
+
+class AnyAttributeError(Exception):
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class NoAttributeError(Exception):
+    def __getattr__(self, name: str) -> str:
+        raise AttributeError(name) if name.startswith("__") else ZeroDivisionError
 
 
 def give(x: str) -> Any:
