@@ -21,9 +21,8 @@ from mtask.roles import (
     offered,
     open_by_role,
     read,
-    roles_in,
     swap,
-    unknown_roles,
+    unasked,
 )
 from mtask.table import Table
 from mtask.worker.notes import Notes
@@ -146,7 +145,7 @@ class RoleKeeper(Service):
         if role != self._role:
             self._role = role
             self._on_role(role)  # before the table is asked, which may fail
-            if role and (problem := unknown_roles([role], roles_in(self._table.bags()))):
+            if role and (problem := unasked(self._table, [role])):
                 self._notes.once(f"{problem}; this worker waits for one that does")
 
 
