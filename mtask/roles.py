@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from mtask.errors import UsageError
+from mtask.errors import SchemaError, UsageError
 from mtask.heartbeat import WorkerStatus
 from mtask.model import Bag, BagState
 from mtask.requirements import Requirements, parse_tags
@@ -42,7 +42,7 @@ __all__ = [
     "set_roles",
     "shares",
     "swap",
-    "unknown_roles",
+    "unasked",
 ]
 
 AUTO: Literal["auto"] = "auto"
@@ -246,6 +246,14 @@ def unknown_roles(roles: Iterable[str], known: Collection[str]) -> str:
     there = f"{hint} are {', '.join(sorted(known))}" if known else "none is known"
     names = ", ".join(map(repr, unknown))
     return f"no bag asks for the role{'s' * (len(unknown) > 1)} {names}; {there}"
+
+
+def unasked(table: Table, roles: Iterable[str]) -> str:
+    """The same of roles that no bag of this table asks for. A bag that only a newer version can read may ask for any."""
+    try:
+        return unknown_roles(roles, roles_in(table.bags()))
+    except SchemaError:
+        return ""
 
 
 def set_roles(table: Table, want: Mapping[str, int], *, new: bool = False) -> None:

@@ -161,13 +161,13 @@ def worker(queue: str | None, table: str | None, quiet: bool, **settings: Any) -
 
 def _roles(manager: Manager, roles: tuple[str, ...] | None) -> dict[str, Any]:
     """The settings of a worker with these. Says which of them nobody asks for."""
-    from mtask.roles import POOLS, roles_in, unknown_roles
+    from mtask.roles import POOLS, unasked
 
     if roles is None:
         return {}
     if roles[0] in POOLS:
         return {"takes": roles[0]}
-    if problem := unknown_roles(roles, roles_in(manager.table.bags())):
+    if problem := unasked(manager.table, roles):
         _say(f"{problem}. The worker waits for one that does")
     return {"roles": roles}
 

@@ -66,6 +66,8 @@ class LeaseKeeper(Service):
     def let_go(self, held: Held) -> None:
         """Its tasks run on, and its message is held no more, until it is forgotten."""
         with self._wake:
+            if held.lost:  # its tasks are stopped
+                return
             held.let_go = True
             self._held.discard(held)
             self._let_go.add(held)

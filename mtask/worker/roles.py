@@ -21,9 +21,8 @@ from mtask.roles import (
     offered,
     open_by_role,
     read,
-    roles_in,
     swap,
-    unknown_roles,
+    unasked,
 )
 from mtask.table import Table
 from mtask.worker.notes import Notes
@@ -99,9 +98,14 @@ class RoleKeeper(Service):
         split, version = read(self._table, self._pool)
         gone = self._gone(split)
         new = split.among([*(each for each in split.held if each not in gone), self._worker])
+        follows = False
         if self._pool == BY_BACKLOG and self._worker == min(new.held):
-            new = self._backlog.followed(new, self._offered)
-        if new != split and not swap(self._table, self._pool, new, version):
+            before, new = new, self._backlog.followed(new, self._offered)
+            follows = new != before
+        written = new == split or swap(self._table, self._pool, new, version)
+        if follows:
+            self._backlog.changed(written)
+        if not written:
             return False
         self._tell(new)
         return True
@@ -141,7 +145,7 @@ class RoleKeeper(Service):
         if role != self._role:
             self._role = role
             self._on_role(role)  # before the table is asked, which may fail
-            if role and (problem := unknown_roles([role], roles_in(self._table.bags()))):
+            if role and (problem := unasked(self._table, [role])):
                 self._notes.once(f"{problem}; this worker waits for one that does")
 
 
@@ -176,8 +180,14 @@ class Backlog:
         want = follow(found, serving, len(split.held))
         if want == dict(serving):
             return split
-        self._changed_s = now_s
         return Split(want=want, held=split.held).among(split.held)
+
+    def changed(self, written: bool) -> None:
+        """What followed is the split now; or it isn't `written`, since somebody else was quicker: look again."""
+        if written:
+            self._changed_s = self._clock()
+        else:
+            self._look_at_s = 0.0
 
     def _count(self, offered: Collection[str]) -> dict[str, int]:
         now_s, found = self._clock(), Counter[str]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -188,6 +189,20 @@ class TestGiven:
         assert "mtask: no bag asks for the role 'phisics'; did you mean 'physics'? There are physics" in err
         assert "The worker waits for one that does" in err
         assert "3 done" in err
+
+    @pytest.mark.parametrize("roles", ["physics", "auto"])
+    def test_a_bag_of_a_newer_version_is_no_reason_to_leave_the_others_alone(self, command, roles):
+        submit(command, "physics", 3)
+        submit(command, "bio", 3)
+        assert command("roles", "set", "physics=1")[0] == 0
+        with sqlite3.connect(".mtask/mtask.db") as database:
+            database.execute(
+                "UPDATE bag SET body = replace(body, '\"call\"', '\"dream\"') WHERE name = 'bio'"
+            )
+        code, _, err = command.process("worker", "-j", "1", "--roles", roles, "--idle-exit", "3s")
+        assert code == 0, err
+        assert "3 done" in err
+        assert "the table doesn't answer" not in err
 
     def test_what_the_option_refuses(self, command):
         code, _, err = command("worker", "--roles", "auto,bio")

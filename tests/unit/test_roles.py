@@ -387,6 +387,22 @@ class TestBacklog:
         fleet.step()
         assert fleet.roles == {"bio": 4}
 
+    def test_a_change_that_another_was_quicker_than_is_made_at_the_next_look(self, mt):
+        submit(mt, "p", "physics", 60)
+        submit(mt, "b", "bio", 20)
+        fleet = Fleet(mt, BY_BACKLOG)
+        fleet.start(*"abcd")
+        for _ in range(2):
+            fleet.step(roles.STAY_S)
+        assert fleet.roles == {"physics": 3, "bio": 1}
+        mt.table.record([a_done(n, bag="p") for n in range(40)])
+        fleet.table.faults["swap"] = lambda real, *given: False
+        fleet.step(roles.STAY_S)
+        fleet.table.faults.clear()
+        fleet.step(roles.AGAIN_S)
+        fleet.step(roles.AGAIN_S)
+        assert fleet.roles == {"physics": 2, "bio": 2}
+
     def test_a_tag_that_a_worker_has_is_no_role(self, mt):
         submit(mt, "b", "blast", 60)
         mt.table.beat(a_status("plain", can=Capabilities(tags=("blast",))))

@@ -275,7 +275,10 @@ def test_what_a_lease_was_lost_for_while_its_rows_were_written_is_sent_by_its_ne
     assert bench.place.queue.depth() == (0, 1, 0), "what the other one holds"
 
 
-def test_a_message_whose_lease_was_given_up_while_its_rows_were_written_isnt_deleted(bench: Bench) -> None:
+@pytest.mark.parametrize("over", [True, False])
+def test_a_message_whose_lease_was_given_up_while_its_rows_were_written_isnt_deleted(
+    bench: Bench, over: bool
+) -> None:
     """What is left of it wasn't sent; and nobody else need hold it, so that the queue would delete it."""
     _, held = submitted(bench, 2, retries=1, backoff_s=0.0, lease_s=1)
 
@@ -285,11 +288,15 @@ def test_a_message_whose_lease_was_given_up_while_its_rows_were_written_isnt_del
 
     bench.table.faults["record"] = record
     bench.queue.faults["extend"] = unavailable
+    if over:
+        bench.recorder.attempts_ended(held, [*done(0), failed(1)])
+    else:
+        bench.recorder.attempts_ended(held, done(0))
+        bench.recorder.hand_over(held, [held.guarded(1, 2, "me")], delay_s=0.0)
     bench.start()
-    bench.recorder.attempts_ended(held, [*done(0), failed(1)])
     bench.finish()
     assert bench.lost == [held]
-    assert bench.queue.called("delete") == []
+    assert bench.queue.called("delete") == bench.keeper.running_on() == []
     (message,) = bench.messages()
     assert (message.first, message.count) == (0, 2)
 
