@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import sys
-import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,13 @@ class Collecting:
 
 
 def main(folder: str, mark: str) -> int:
-    """Until nothing is left to collect, or another job of this kind has taken its place."""
+    """Until nothing is left to collect, or another job of this kind has taken its place; the exit status.
+
+    SIGTERM kills it: to end with a status would tell the schedd not to start it again.
+    """
     from mtask.manager import Manager
     from mtask_condor.queue import CondorQueue
 
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     path = Path(folder) / "collect.json"
     errand = _read(path)
     if errand is None or errand.mark != mark:
@@ -135,21 +136,23 @@ def main(folder: str, mark: str) -> int:
     queue = CondorQueue(errand.address._replace(collect=False))
     urls = Urls(errand.address.url, errand.table)
     pause_s, complaint = PAUSE_S[0], ""
-    with Manager(queue, open_table(errand.table), urls=urls) as manager:
-        while not stopped.is_set():
+    with ExitStack() as opened:
+        manager: Manager | None = None
+        while True:
+            recorded = 0
             try:
+                if manager is None:
+                    manager = opened.enter_context(Manager(queue, open_table(errand.table), urls=urls))
                 recorded, complaint = manager.collect(), ""
+                now = _read(path)
+                if now is None or now.mark != mark or queue.leave_if_empty(path):
+                    return 0
             except UnavailableError as error:  # table or schedd
-                recorded = 0
                 if str(error) != complaint:
                     complaint = str(error)
                     print(f"mtask: {error}", file=sys.stderr, flush=True)
-            errand = _read(path)
-            if errand is None or errand.mark != mark or queue.leave_if_empty(path):
-                return 0
             pause_s = PAUSE_S[0] if recorded else min(1.5 * pause_s, PAUSE_S[1])
-            stopped.wait(pause_s)
-    return 0
+            time.sleep(pause_s)
 
 
 def _read(path: Path) -> Errand | None:

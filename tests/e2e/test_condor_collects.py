@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture
 def desk(pool: CondorPool, tmp_path: Path) -> Desk:
     return Desk(pool, pool.home(tmp_path))
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for path in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(path.readlink()))
+    return found
 
 
 def test_nobody_waits(desk):
@@ -39,9 +48,9 @@ def test_what_becomes_of_the_job_that_collects(desk, pool):
     desk.submit("c", "slow_double", 3, pause_s=600)
     (pid,) = wait_until(desk.collectors, "it runs, one for both bags")
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: desk.collectors() not in ([], [pid]), "the schedd has started it again")
+    (second,) = wait_until(lambda: set(desk.collectors()) - {pid}, "the schedd has started it again")
     pool.kill("condor_schedd")
-    wait_until(lambda: set(desk.collectors()) - {pid}, "the next schedd has, too")
+    wait_until(lambda: set(desk.collectors()) - {pid, second}, "the next schedd has, too")
     pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
     wait_until(lambda: not desk.collectors(), "it is gone")
     desk("cancel", "c")
@@ -50,6 +59,19 @@ def test_what_becomes_of_the_job_that_collects(desk, pool):
     wait_until(lambda: desk.done("a") == 2, "what failed was tried again", 2 * PATIENCE_S)
     wait_until(lambda: desk.done("d") == 2, "what came later is done")
     wait_until(lambda: not desk.jobs() and not desk.collectors(), "no job is left")
+
+
+def test_told_to_stop_it_is_started_again(desk, pool):
+    """As when a machine is shut down, which tells all processes so: that is no reason for the job to be over."""
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    (pid,) = wait_until(desk.collectors, "it runs")
+    wait_until(lambda: any(path.endswith("/mtask.db") for path in open_files(pid)), "it looks")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: set(desk.collectors()) - {pid}, "the schedd has started it again")
+    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
+    wait_until(lambda: not desk.collectors(), "removed, it ends")
+    wait_until(lambda: len(desk.jobs()) == 1, "and leaves the queue")
+    desk("cancel", "b")
 
 
 def test_a_job_that_cannot_collect_is_said(desk, pool):
