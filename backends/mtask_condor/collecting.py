@@ -12,11 +12,13 @@ that it does, anybody may do at any time. What it has to know lies in the folder
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from mtask.errors import MtaskError, UnavailableError
 from mtask.registry import open_table, worker_environment
 from mtask.settings import Urls, absolute
 from mtask_condor.address import Address
-from mtask_condor.batch import storing
+from mtask_condor.batch import Batch, storing
 from mtask_condor.schedd import Schedd, description, plain, quoted, word
 
 __all__ = ["Collecting", "main"]
@@ -80,8 +82,16 @@ class Collecting:
     def troubles(self) -> list[str]:
         from mtask_condor.fleet import last_line
 
-        errand = _read(self._path)
-        ads = self._schedd.ads(self._mine(errand), ["JobStatus", "HoldReason"]) if errand is not None else []
+        with self._alone() as alone:
+            waits = alone and any(batch.cluster() is not None for batch in Batch.all(self._address.folder))
+            errand = _read(self._path)
+            names = ["JobStatus", "HoldReason"]
+            ads = self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", names) if errand is not None else []
+        if waits and not ads:
+            return [
+                "nobody collects what jobs bring back: somebody removed the job that does. `mtask wait` does so "
+                "meanwhile; the next `mtask submit`, `retry` or `repair` starts another"
+            ]
         for ad in ads:
             if ad["JobStatus"] == 5:
                 said = last_line(self._address.folder / "collect.err")
@@ -90,6 +100,19 @@ class Collecting:
                     f"`condor_release {ad['ClusterId']}` when that is mended"
                 ]
         return []
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Is nobody just submitting or collecting? Nobody begins to meanwhile."""
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context((self._address.folder / "lock").open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                alone = False
+            else:
+                alone = True
+            yield alone
 
     def _mine(self, errand: Errand) -> str:
         return f"MtaskCollects == {quoted(errand.mark)}"

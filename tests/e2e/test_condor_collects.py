@@ -71,6 +71,7 @@ def test_told_to_stop_it_is_started_again(desk, pool):
     pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
     wait_until(lambda: not desk.collectors(), "removed, it ends")
     wait_until(lambda: len(desk.jobs()) == 1, "and leaves the queue")
+    assert "nobody collects what jobs bring back: " in desk("status", "b")
     desk("cancel", "b")
 
 
