@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 
-from mtask.errors import MtaskError, UnavailableError
-from mtask.registry import open_table, worker_environment
+from mtask.errors import MtaskError, UnavailableError, UsageError
+from mtask.registry import open_table, shown, worker_environment
 from mtask.settings import Urls, absolute
 from mtask_condor.address import Address
 from mtask_condor.batch import Batch, storing
@@ -57,16 +57,30 @@ class Collecting:
         self._path = address.folder / "collect.json"
         self._schedd = Schedd(address.schedd, address.pool)
 
+    def check(self) -> None:
+        """Raises UsageError if results are recorded in another table: bags that aren't there would be taken for
+        forgotten ones."""
+        errand = _read(self._path)
+        if errand is not None and shown(errand.table) != shown(self._table):
+            raise UsageError(
+                f"what is in {self._address.folder} belongs to the table {shown(errand.table)}, not to "
+                f"{shown(self._table)}, until all of it is done: say --table, or another queue's name"
+            )
+
     def ensure(self) -> None:
         """There is one when this returns."""
         errand = _read(self._path)
         if errand is not None and self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", ["JobStatus"]):
+            self._note(errand.mark)  # credentials may be new
             self._schedd.release(self._mine(errand), "there is something to collect")
             return
+        self._schedd.submit(self._job(self._note(secrets.token_hex(6))))
+
+    def _note(self, mark: str) -> Errand:
         urls = self._address.url, self._table
         names = ("CONDOR_CONFIG", "PATH", "HOME", *worker_environment(*urls))
         errand = Errand(
-            mark=secrets.token_hex(6),
+            mark=mark,
             address=self._address,
             table=self._table,
             environment={name: os.environ[name] for name in names if os.environ.get(name)},
@@ -77,7 +91,7 @@ class Collecting:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(msgspec.json.encode(errand, enc_hook=str))
             new.rename(self._path)
-        self._schedd.submit(self._job(errand))
+        return errand
 
     def troubles(self) -> list[str]:
         from mtask_condor.fleet import last_line

@@ -75,6 +75,24 @@ def test_told_to_stop_it_is_started_again(desk, pool):
     desk("cancel", "b")
 
 
+def test_another_table_is_refused(desk):
+    """Its bags would be unknown to who collects, and their results dropped."""
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    (errand,) = desk.folder.rglob("collect.json")
+    before = errand.read_text()
+    desk.env["MTASK_TABLE"] = "sqlite:///other.db"
+    for again in range(2):
+        with pytest.raises(AssertionError, match=r"belongs to the table .*/mtask\.db, not to .*/other\.db"):
+            desk.submit(f"other{again}", "double", 1)
+    del desk.env["MTASK_TABLE"]
+    assert errand.read_text() == before
+    desk.env["PATH"] = f"{desk.folder}:{os.environ['PATH']}"
+    desk.submit("c", "double", 1)
+    assert errand.read_text().replace(f'"{desk.folder}:', '"') == before
+    desk("cancel", "b")
+    wait_until(lambda: not desk.jobs(), "no job is left")
+
+
 def test_a_job_that_cannot_collect_is_said(desk, pool):
     desk.submit("b", "slow_double", 1, pause_s=600)
     (errand,) = desk.folder.rglob("collect.json")
