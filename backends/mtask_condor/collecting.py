@@ -61,7 +61,7 @@ class Collecting:
         """Raises UsageError if results are recorded in another table: bags that aren't there would be taken for
         forgotten ones."""
         errand = _read(self._path)
-        if errand is not None and shown(errand.table) != shown(self._table):
+        if errand is not None and not self._same_table(errand) and Batch.all(self._address.folder):
             raise UsageError(
                 f"what is in {self._address.folder} belongs to the table {shown(errand.table)}, not to "
                 f"{shown(self._table)}, until all of it is done: say --table, or another queue's name"
@@ -70,11 +70,16 @@ class Collecting:
     def ensure(self) -> None:
         """There is one when this returns."""
         errand = _read(self._path)
+        if errand is not None and not self._same_table(errand):
+            errand = None  # its job, if there is one, has nothing to do any more
         if errand is not None and self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", ["JobStatus"]):
             self._note(errand.mark)  # credentials may be new
             self._schedd.release(self._mine(errand), "there is something to collect")
             return
         self._schedd.submit(self._job(self._note(secrets.token_hex(6))))
+
+    def _same_table(self, errand: Errand) -> bool:
+        return shown(errand.table) == shown(self._table)
 
     def _note(self, mark: str) -> Errand:
         urls = self._address.url, self._table
@@ -180,9 +185,11 @@ def main(folder: str, mark: str) -> int:
             try:
                 if manager is None:
                     manager = opened.enter_context(Manager(queue, open_table(errand.table), urls=urls))
-                recorded, complaint = manager.collect(), ""
                 now = _read(path)
-                if now is None or now.mark != mark or queue.leave_if_empty(path):
+                if now is None or now.mark != mark:
+                    return 0
+                recorded, complaint = manager.collect(), ""
+                if queue.leave_if_empty(path):
                     return 0
             except UnavailableError as error:  # table or schedd
                 if str(error) != complaint:

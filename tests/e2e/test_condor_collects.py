@@ -91,6 +91,11 @@ def test_another_table_is_refused(desk):
     assert errand.read_text().replace(f'"{desk.folder}:', '"') == before
     desk("cancel", "b")
     wait_until(lambda: not desk.jobs(), "no job is left")
+    errand.write_text(before)  # as is left when somebody removes the job
+    desk.env["MTASK_TABLE"] = "sqlite:///other.db"
+    desk.submit("other", "double", 1)
+    wait_until(lambda: not desk.jobs(), "no job is left, not even the one that collects")
+    assert "1 done" in desk("status", "other")
 
 
 def test_a_job_that_cannot_collect_is_said(desk, pool):
