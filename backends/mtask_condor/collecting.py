@@ -12,23 +12,24 @@ that it does, anybody may do at any time. What it has to know lies in the folder
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mtask.errors import MtaskError, UnavailableError
-from mtask.registry import open_table, worker_environment
+from mtask.errors import MtaskError, UnavailableError, UsageError
+from mtask.registry import open_table, shown, worker_environment
 from mtask.settings import Urls, absolute
 from mtask_condor.address import Address
-from mtask_condor.batch import storing
+from mtask_condor.batch import Batch, storing
 from mtask_condor.schedd import Schedd, description, plain, quoted, word
 
 __all__ = ["Collecting", "main"]
@@ -59,16 +60,35 @@ class Collecting:
         self._path = address.folder / "collect.json"
         self._schedd = Schedd(address.schedd, address.pool)
 
+    def check(self) -> None:
+        """Raises UsageError if results are recorded in another table: bags that aren't there would be taken for
+        forgotten ones."""
+        errand = _read(self._path)
+        if errand is not None and not self._same_table(errand) and Batch.all(self._address.folder):
+            raise UsageError(
+                f"what is in {self._address.folder} belongs to the table {shown(errand.table)}, not to "
+                f"{shown(self._table)}, until all of it is done: say --table, or another queue's name"
+            )
+
     def ensure(self) -> None:
         """There is one when this returns."""
         errand = _read(self._path)
+        if errand is not None and not self._same_table(errand):
+            errand = None  # its job, if there is one, has nothing to do any more
         if errand is not None and self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", ["JobStatus"]):
+            self._note(errand.mark)  # credentials may be new
             self._schedd.release(self._mine(errand), "there is something to collect")
             return
+        self._schedd.submit(self._job(self._note(secrets.token_hex(6))))
+
+    def _same_table(self, errand: Errand) -> bool:
+        return shown(errand.table) == shown(self._table)
+
+    def _note(self, mark: str) -> Errand:
         urls = self._address.url, self._table
         names = ("CONDOR_CONFIG", "PATH", "HOME", *worker_environment(*urls))
         errand = Errand(
-            mark=secrets.token_hex(6),
+            mark=mark,
             address=self._address,
             table=self._table,
             environment={name: os.environ[name] for name in names if os.environ.get(name)},
@@ -79,19 +99,21 @@ class Collecting:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(msgspec.json.encode(errand, enc_hook=str))
             new.rename(self._path)
-        self._schedd.submit(self._job(errand))
+        return errand
 
     def troubles(self) -> list[str]:
-        errand = _read(self._path)
-        if errand is None:
-            return []
-        ads = self._schedd.ads(self._mine(errand), ["JobStatus", "HoldReason", "EnteredCurrentStatus"])
-        why = (
-            self._why_not(ads[0])
-            if ads
-            else "is gone: somebody removed it; the next `mtask submit` or `repair` starts one"
-        )
-        return [f"the job that collects {why}. Meanwhile `mtask wait` does"] if why else []
+        with self._alone() as alone:
+            waits = alone and any(batch.cluster() is not None for batch in Batch.all(self._address.folder))
+            errand = _read(self._path)
+            names = ["JobStatus", "HoldReason", "EnteredCurrentStatus"]
+            ads = self._schedd.ads(f"({self._mine(errand)}) && {ACTIVE}", names) if errand is not None else []
+        if waits and not ads:
+            return [
+                "nobody collects what jobs bring back: somebody removed the job that does. `mtask wait` does so "
+                "meanwhile; the next `mtask submit`, `retry` or `repair` starts another"
+            ]
+        whys = filter(None, map(self._why_not, ads))
+        return [f"the job that collects {why}. Meanwhile `mtask wait` does" for why in whys]
 
     def _why_not(self, ad: Any) -> str:
         from mtask_condor.fleet import last_line
@@ -102,6 +124,19 @@ class Collecting:
         if ad["JobStatus"] == 1 and time.time() - ad.get("EnteredCurrentStatus", math.inf) > LATE_S:
             return "waits: the schedd starts no job of the scheduler universe (START_SCHEDULER_UNIVERSE in its configuration)"
         return ""
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Is nobody just submitting or collecting? Nobody begins to meanwhile."""
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context((self._address.folder / "lock").open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                alone = False
+            else:
+                alone = True
+            yield alone
 
     def _mine(self, errand: Errand) -> str:
         return f"MtaskCollects == {quoted(errand.mark)}"
@@ -133,12 +168,13 @@ class Collecting:
 
 
 def main(folder: str, mark: str) -> int:
-    """Until nothing is left to collect, or another job of this kind has taken its place."""
+    """Until nothing is left to collect, or another job of this kind has taken its place; the exit status.
+
+    SIGTERM kills it: to end with a status would tell the schedd not to start it again.
+    """
     from mtask.manager import Manager
     from mtask_condor.queue import CondorQueue
 
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     path = Path(folder) / "collect.json"
     errand = _read(path)
     if errand is None or errand.mark != mark:
@@ -147,21 +183,25 @@ def main(folder: str, mark: str) -> int:
     queue = CondorQueue(errand.address._replace(collect=False))
     urls = Urls(errand.address.url, errand.table)
     pause_s, complaint = PAUSE_S[0], ""
-    with Manager(queue, open_table(errand.table), urls=urls) as manager:
-        while not stopped.is_set():
+    with ExitStack() as opened:
+        manager: Manager | None = None
+        while True:
+            recorded = 0
             try:
+                if manager is None:
+                    manager = opened.enter_context(Manager(queue, open_table(errand.table), urls=urls))
+                now = _read(path)
+                if now is None or now.mark != mark:
+                    return 0
                 recorded, complaint = manager.collect(), ""
+                if queue.leave_if_empty(path):
+                    return 0
             except UnavailableError as error:  # table or schedd
-                recorded = 0
                 if str(error) != complaint:
                     complaint = str(error)
                     print(f"mtask: {error}", file=sys.stderr, flush=True)
-            errand = _read(path)
-            if errand is None or errand.mark != mark or queue.leave_if_empty(path):
-                return 0
             pause_s = PAUSE_S[0] if recorded else min(1.5 * pause_s, PAUSE_S[1])
-            stopped.wait(pause_s)
-    return 0
+            time.sleep(pause_s)
 
 
 def _read(path: Path) -> Errand | None:

@@ -9,9 +9,7 @@ harm: all it knows is in the queue, the table and the schedd, and it looks at th
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,12 +24,11 @@ __all__ = ["main"]
 
 
 def main(place: str, folder: str) -> int:
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    """SIGTERM kills it: to end with a status would tell the schedd not to start it again."""
     fleet = CondorFleet(place, Path(folder))
     manager: Manager | None = None
     settings = ""
-    while not stopped.is_set():
+    while True:
         record = fleet.record()
         if record.down:
             break
@@ -40,7 +37,7 @@ def main(place: str, folder: str) -> int:
                 manager.close()
             manager, settings = None, record.settings
         manager = step(fleet, record, manager)
-        stopped.wait(record.spec.every_s)
+        time.sleep(record.spec.every_s)
     if manager is not None:
         manager.close()
     return 0

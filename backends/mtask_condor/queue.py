@@ -98,6 +98,11 @@ class CondorQueue:
             )
         if self.address.direct and self._table_url is None:
             raise UsageError("?table=direct needs a table that was opened by its URL")
+        self._check_table()
+
+    def _check_table(self) -> None:
+        if self._collecting is not None:
+            self._collecting.check()
 
     def flush(self) -> int:
         """Have jobs made of all that was sent."""
@@ -133,6 +138,7 @@ class CondorQueue:
         return empty
 
     def collect(self) -> int:
+        self._check_table()
         with self._locked():
             self._recover()
             collector = self._required()[1]
@@ -166,6 +172,7 @@ class CondorQueue:
 
         Of messages with `check`, tasks that are in the folder already are left out: a node could not look for others.
         """
+        self._check_table()
         due_at = time.time() + delay_s if delay_s else 0.0
         with self._lock:
             if any(message.check for message in messages):

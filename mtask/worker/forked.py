@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import ModuleType
 
 from mtask.worker.child import Kit, serve
@@ -66,11 +67,10 @@ def _be_child(kit: Kit, outputs: tuple[int, int], variables: Mapping[str, str]) 
 
 
 def _close_all_but(*fds: int) -> None:
-    begin = 3
-    for fd in sorted(fds):
-        os.closerange(begin, fd)
-        begin = fd + 1
-    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
+    # Not by SC_OPEN_MAX: it may be a thousand million, and not all systems close a range at once.
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")}.difference((0, 1, 2), fds):
+        with suppress(OSError):  # that of the listing
+            os.close(fd)
 
 
 def _end(status: int) -> None:

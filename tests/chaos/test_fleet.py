@@ -380,7 +380,7 @@ def test_the_keeper_is_killed_and_removed(camp: Camp) -> None:
     camp.up("--workers", "2", "--min", "1")
     wait_until(lambda: camp.running() == 1, "one is there without tasks", LONG_S)
     (pid,) = wait_until(lambda: keepers(camp), "the keeper runs", LONG_S)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGTERM)
     wait_until(lambda: keepers(camp) not in ([], [pid]), "there is another", LONG_S)
     bag = camp.submit("wait", 3, folder=str(camp.marks))
     wait_until(lambda: len(camp.begun()) == 2, "one more comes", LONG_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture
 def desk(pool: CondorPool, tmp_path: Path) -> Desk:
     return Desk(pool, pool.home(tmp_path))
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for path in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(path.readlink()))
+    return found
 
 
 def test_nobody_waits(desk):
@@ -61,6 +70,43 @@ def test_what_becomes_of_the_job_that_collects(desk, pool):
     wait_until(lambda: not desk.jobs() and not desk.collectors(), "no job is left")
 
 
+def test_told_to_stop_it_is_started_again(desk, pool):
+    """As when a machine is shut down, which tells all processes so: that is no reason for the job to be over."""
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    (pid,) = wait_until(desk.collectors, "it runs")
+    wait_until(lambda: any(path.endswith("/mtask.db") for path in open_files(pid)), "it looks")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: set(desk.collectors()) - {pid}, "the schedd has started it again")
+    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
+    wait_until(lambda: not desk.collectors(), "removed, it ends")
+    wait_until(lambda: len(desk.jobs()) == 1, "and leaves the queue")
+    assert "nobody collects what jobs bring back: " in desk("status", "b")
+    desk("cancel", "b")
+
+
+def test_another_table_is_refused(desk):
+    """Its bags would be unknown to who collects, and their results dropped."""
+    desk.submit("b", "slow_double", 1, pause_s=600)
+    (errand,) = desk.folder.rglob("collect.json")
+    before = errand.read_text()
+    desk.env["MTASK_TABLE"] = "sqlite:///other.db"
+    for again in range(2):
+        with pytest.raises(AssertionError, match=r"belongs to the table .*/mtask\.db, not to .*/other\.db"):
+            desk.submit(f"other{again}", "double", 1)
+    del desk.env["MTASK_TABLE"]
+    assert errand.read_text() == before
+    desk.env["PATH"] = f"{desk.folder}:{os.environ['PATH']}"
+    desk.submit("c", "double", 1)
+    assert errand.read_text().replace(f'"{desk.folder}:', '"') == before
+    desk("cancel", "b")
+    wait_until(lambda: not desk.jobs(), "no job is left")
+    errand.write_text(before)  # as is left when somebody removes the job
+    desk.env["MTASK_TABLE"] = "sqlite:///other.db"
+    desk.submit("other", "double", 1)
+    wait_until(lambda: not desk.jobs(), "no job is left, not even the one that collects")
+    assert "1 done" in desk("status", "other")
+
+
 def test_a_job_that_cannot_collect_is_said(desk, pool):
     desk.submit("b", "slow_double", 1, pause_s=600)
     (errand,) = desk.folder.rglob("collect.json")
@@ -84,12 +130,3 @@ def test_a_schedd_that_refuses_such_jobs(tmp_path):
         assert "`mtask wait b` records their results and, while it runs, tries again" in said
         desk("wait", "b", "--timeout", "90s")
         assert desk.done("b") == 2
-
-
-def test_one_that_somebody_removed_is_missed(desk, pool):
-    desk.submit("b", "slow_double", 1, pause_s=600)
-    wait_until(desk.collectors, "it runs")
-    pool.run("condor_rm", "-constraint", "MtaskCollects =!= undefined")
-    wait_until(lambda: not desk.collectors(), "it is gone")
-    assert "the job that collects is gone: somebody removed it" in desk("status", "b")
-    desk("cancel", "b")
