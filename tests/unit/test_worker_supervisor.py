@@ -163,8 +163,8 @@ def test_asking_whether_the_bag_is_finished_survives_an_outage(place: Place) -> 
 
 def test_a_queue_that_doesnt_answer_is_no_empty_queue(place: Place, queue: Wrapper) -> None:
     bag = place.submit("double", [{"x": 1}])
-    queue.faults["receive"] = failing(4)  # 0.1 + 0.2 + 0.4 + 0.8 s
-    run = Run(place.worker(queue=queue, idle_exit_s=0.3))  # type: ignore[arg-type]
+    queue.faults["receive"] = failing(5)  # 0.1 + 0.2 + 0.4 + 0.8 + 1.6 s
+    run = Run(place.worker(queue=queue, idle_exit_s=1.0))  # type: ignore[arg-type]
     assert run.ended() is None
     assert bag.counts().done == 1
 
