@@ -16,7 +16,7 @@ from mtask_aws import DynamoTable, open_table
 from mtask_aws.setup_table import make_table
 from tests.servers.dynamodb import create, new_url
 
-BRIEFLY = settings(SETTINGS, max_examples=10)
+BRIEFLY = settings(SETTINGS, max_examples=4, stateful_step_count=25)
 """Each step is a request or some."""
 
 

@@ -357,4 +357,4 @@ def test_the_queue_is_like_its_model(sqs: Sqs) -> None:
             pass
 
     with sqs.standing_still():
-        QueueMachine.run(Harness, settings(SETTINGS, max_examples=5, stateful_step_count=20))
+        QueueMachine.run(Harness, settings(SETTINGS, max_examples=3, stateful_step_count=20))

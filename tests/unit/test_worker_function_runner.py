@@ -127,7 +127,7 @@ def test_cut_keeps_the_running_task_and_gives_back_the_rest(bench: Bench, gate: 
     one, two = waiting(gate), job([[3]])
     bench.runner.start(one)
     bench.runner.start(two)
-    bench.until(bench.begun)
+    bench.until(lambda: Path(f"{gate}.0").exists())
     rests = bench.runner.cut()
     assert [(rest.held is one.held, rest.start, rest.stop) for rest in rests] == [(True, 1, 3), (False, 0, 1)]
     gate.touch()
@@ -139,7 +139,7 @@ def test_cut_keeps_the_running_task_and_gives_back_the_rest(bench: Bench, gate: 
 
 def test_what_was_cut_can_go_behind_the_running_task_again(bench: Bench, gate: Path) -> None:
     bench.runner.start(waiting(gate))
-    bench.until(bench.begun)
+    bench.until(lambda: Path(f"{gate}.0").exists())
     for rest in bench.runner.cut():
         bench.runner.start(rest)
     for rest in bench.runner.cut():
