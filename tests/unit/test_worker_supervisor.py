@@ -530,6 +530,20 @@ def test_a_lost_lease_stops_the_tasks_of_that_message_alone(still: Any) -> None:
     assert not still._dispatcher.ready
 
 
+def test_what_is_left_over_of_a_cancelled_bag_is_not_begun(
+    still: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[tuple[object, int]] = []
+    monkeypatch.setattr(still._recorder, "settle", lambda held, count: settled.append((held, count)))
+    over, later = a_job(), a_job()
+    assert over.held.bag.uid == later.held.bag.uid
+    later.held.message = msgspec.structs.replace(later.held.message, generation=1)
+    still.outcomes.over = {over.held.bag.uid: 0}
+    still.outcomes.left_over([over, later])
+    assert settled == [(over.held, 1)]
+    assert list(still._dispatcher.ready) == [later], "it was sent after the cancel"
+
+
 def test_a_drain_tells_the_running_function_and_shows_at_once(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

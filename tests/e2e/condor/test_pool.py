@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,35 +16,9 @@ import pytest
 import mtask
 from mtask.manager import Manager, connect
 from mtask.model import Counts, Reason, State
-from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
+from tests.servers.condor import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the jobs run; submitting looks at it, too."""
-    monkeypatch.syspath_prepend(str(TASKS.parent))
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/table.db"
-
-
-@pytest.fixture
-def manager(pool: CondorPool, table: str) -> Iterator[Manager]:
-    with connect(pool.url(), table) as made:
-        yield made
-
-
-@pytest.fixture
-def marks(pool: CondorPool, tmp_path: Path) -> Path:
-    """A folder in which jobs leave traces."""
-    folder = pool.folder / "queues" / f"marks-{os.urandom(4).hex()}"
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder
 
 
 def values(bag: mtask.BagHandle) -> list[object]:

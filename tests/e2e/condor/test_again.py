@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,31 +15,6 @@ from mtask.model import Counts, Message
 from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TASKS.parent))
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/table.db"
-
-
-@pytest.fixture
-def manager(pool: CondorPool, table: str) -> Iterator[Manager]:
-    with connect(pool.url(), table) as made:
-        yield made
-
-
-@pytest.fixture
-def marks(pool: CondorPool) -> Path:
-    """A folder in which jobs leave traces."""
-    folder = pool.folder / "queues" / f"marks-{os.urandom(4).hex()}"
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder
 
 
 def runs(marks: Path) -> dict[int, int]:

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from mtask.manager import connect
 from mtask.model import Counts
-from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
+from tests.servers.condor import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TASKS.parent))
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/table.db"
-
-
-@pytest.fixture
-def marks(pool: CondorPool) -> Path:
-    """A folder in which jobs leave traces."""
-    folder = pool.folder / "queues" / f"marks-{os.urandom(4).hex()}"
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder
 
 
 def submitted(url: str, table: str, marks: Path) -> Path:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mtask.bag import BagHandle
 from mtask.errors import BackendError, UnavailableError, UnusableError, UsageError
-from mtask.manager import Manager, connect
+from mtask.manager import connect
 from mtask.model import Counts
-from tests.servers.condor import PATIENCE_S, TASKS, CondorPool, wait_until
+from tests.servers.condor import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TASKS.parent))
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/table.db"
-
-
-@pytest.fixture
-def manager(pool: CondorPool, table: str) -> Iterator[Manager]:
-    with connect(pool.url(), table) as made:
-        yield made
 
 
 def trouble(bag: BagHandle) -> str:
