@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import fcntl
-import io
 import os
 import resource
 import signal
@@ -30,8 +28,8 @@ from mtask.portion import Done, line_of
 from mtask.values import encode_value
 from mtask.worker.failure import describe, noted
 from mtask.worker.memory import own_bytes
-from mtask.worker.output import size_of, take_tail
 from mtask.worker.preparing import Watch, prepared
+from mtask.worker.printed import Printed
 from mtask.worker.wire import ANSWER, BAD, BAG, DONE, ENDED, HEADER, JOB, RESULTS, RESUME, SUBMIT, Cell, frame
 
 if TYPE_CHECKING:
@@ -130,12 +128,9 @@ class Child:
         self.left = kit.max_tasks or -1
         self.max_memory_bytes = kit.max_memory_bytes
         self.home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        # Whatever a task does to the descriptors 1 and 2, these stay.
-        self.outputs = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (1, 2))
+        self.printed = Printed()
         self.forked = False
         os.register_at_fork(after_in_child=self._on_fork)
-        for number in (1, 2):
-            self._open_stream(number)
 
     def _on_fork(self) -> None:
         self.forked = True
@@ -188,7 +183,7 @@ class Child:
             self._send(frame(BAD, job, start, str(error).encode()))
             return
         self.job, self.flushed_ns = job, time.monotonic_ns()
-        self._mend_outputs()
+        self.printed.mend()
         caller = self._caller(message)
         self.context.uid = message.uid
         expires_at = None if message.attempt else message.expires_at
@@ -249,7 +244,7 @@ class Child:
         spent_s = self.watch.cpu_s
         if started_ns + took_ns + wall_ns > used.looked_ns + QUICK_NS:
             spent_s += used.look()
-        stdout, stderr = self._printed(self.bags[message.uid].spec.tail_bytes)
+        stdout, stderr = self.printed.tails(self.bags[message.uid].spec.tail_bytes)
         os.fchdir(self.home)
         index = message.first + offset
         ended = Done(
@@ -275,19 +270,6 @@ class Child:
             self._keep(offset, self.encoder.encode(ended)[1:], done=True)
         else:
             self._keep(offset, line_of(ended.failed(message.bag, error)), done=False)
-
-    def _printed(self, tail_bytes: int) -> tuple[str, str]:
-        """The tails of what the task has printed."""
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except Exception:
-            self._mend_outputs(broken=True)
-        stdout, stderr = self.outputs
-        return (
-            take_tail(stdout, tail_bytes) if size_of(stdout) else "",
-            take_tail(stderr, tail_bytes) if size_of(stderr) else "",
-        )
 
     def _expired(self, message: Message, offset: int, row: list[Any], id_at: int | None) -> Result:
         return Result.expired(
@@ -400,24 +382,6 @@ class Child:
             self.looked_ns = now_ns
             if own_bytes() > max_bytes:
                 self.left = 0
-
-    def _mend_outputs(self, *, broken: bool = False) -> None:
-        """If a task has closed the standard output or error, or its stream, open it again."""
-        for number in (1, 2):
-            try:
-                os.fstat(number)
-                if not broken:
-                    continue
-            except OSError:
-                pass
-            os.dup2(self.outputs[number - 1], number)
-            self._open_stream(number)
-
-    def _open_stream(self, number: int) -> None:
-        # Line by line: a crash then loses no line, and lines of subprocesses come in their order.
-        file = open(number, "wb", closefd=False)
-        stream = io.TextIOWrapper(file, encoding="utf-8", errors="replace", line_buffering=True)
-        setattr(sys, ("stdout", "stderr")[number - 1], stream)
 
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
