@@ -5,11 +5,13 @@ A test that uses `moto` or `dynalite` has its environment set for boto3: endpoin
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +66,20 @@ def reset(moto_url: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")).close()
 
 
+@functools.cache
+def shared_loader(*args: Any) -> Any:
+    """What reads the descriptions of AWS's services: megabytes of JSON, and here not again for each of many clients."""
+    from botocore.loaders import create_loader
+
+    return create_loader(*args)
+
+
 def point_at(url: str, patch: pytest.MonkeyPatch) -> str:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION"):
         patch.delenv(name, raising=False)
     for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": url}).items():
         patch.setenv(name, value)
+    patch.setattr("botocore.session.create_loader", shared_loader)
     return url
 
 
