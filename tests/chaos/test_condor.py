@@ -1,4 +1,4 @@
-"""Jobs are held, vacated and removed, and their node dies, in the middle of 2,000 tasks: one row a task."""
+"""Jobs are held, vacated and removed, and their node dies, in the middle of 700 tasks: one row a task."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.servers.condor import TASKS, CondorPool, wait_until
 
 pytestmark = pytest.mark.timeout(1200)
 LONG_S = 900.0
+TASKS_IN_ALL = 700
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +24,10 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(TASKS.parent))
 
 
-def test_2000_tasks_in_200_messages(pool: CondorPool, tmp_path: Path) -> None:
+def test_700_tasks_in_70_messages(pool: CondorPool, tmp_path: Path) -> None:
     table = f"sqlite:///{tmp_path}/table.db"
     with connect(pool.url(), table) as manager:
-        rows = [{"x": x, "pause_s": 0.2} for x in range(2000)]
+        rows = [{"x": x, "pause_s": 0.2} for x in range(TASKS_IN_ALL)]
         bag = manager.submit(rows, call="condor_tasks:slow_double", per_message=10, lease_s=20)
 
         def newest(count: int) -> list[str]:
@@ -42,17 +43,17 @@ def test_2000_tasks_in_200_messages(pool: CondorPool, tmp_path: Path) -> None:
 
         go_on(100)
         pool.run("condor_vacate_job", *wait_until(lambda: newest(3), "jobs run"))
-        go_on(200)
+        go_on(150)
         held = wait_until(lambda: newest(2), "jobs run")
         pool.run("condor_hold", *held)
         assert any("held: via condor_hold" in text or "held (as " in text for text in bag.standing().troubles)
-        go_on(300)
+        go_on(250)
         wait_until(lambda: newest(4), "jobs run")
         pool.kill("condor_startd")
         cluster = held[0].partition(".")[0]  # of the messages as they were sent, each of ten tasks
         idle = pool.run("condor_q", cluster, "-constraint", "JobStatus == 1", "-af", "ProcId").split()
         pool.run("condor_rm", f"{cluster}.{idle[-1]}")
-        go_on(500)
+        go_on(350)
         pool.run("condor_release", *held)
 
         def settled() -> bool:
@@ -60,15 +61,15 @@ def test_2000_tasks_in_200_messages(pool: CondorPool, tmp_path: Path) -> None:
             return manager.queue.depth() == (0, 0, 0) and not manager.collect()
 
         wait_until(settled, "all jobs are over", LONG_S)
-        lost = 2000 - bag.counts().done
+        lost = TASKS_IN_ALL - bag.counts().done
         assert lost == 10, "only those that were removed"
         (trouble,) = bag.standing().troubles
         assert trouble.startswith("10 tasks were taken out of HTCondor (")
         assert bag.repair() == 10
-        assert bag.wait(timeout_s=LONG_S) == Counts(total=2000, done=2000)
+        assert bag.wait(timeout_s=LONG_S) == Counts(total=TASKS_IN_ALL, done=TASKS_IN_ALL)
         found = list(bag.results())
-        assert [result.index for result in found] == list(range(2000))
-        assert [result.value for result in found] == [2 * x for x in range(2000)]
+        assert [result.index for result in found] == list(range(TASKS_IN_ALL))
+        assert [result.value for result in found] == [2 * x for x in range(TASKS_IN_ALL)]
         assert bag.standing().troubles == ()
 
 
