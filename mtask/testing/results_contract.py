@@ -154,9 +154,9 @@ class ResultsContract:
             assert list(table.results(bag, **choice)) == expected, choice
 
     def test_results_stream_while_others_write(self, table: Table, bag: str) -> None:
-        count = 5000
-        for start in range(0, count, 1000):
-            table.record([a_done(index) for index in range(start, start + 1000)])
+        count = 2500
+        for start in range(0, count, 500):
+            table.record([a_done(index) for index in range(start, start + 500)])
         stream = table.results(bag)
         assert next(stream).index == 0
         table.record([a_done(count)])
@@ -183,10 +183,10 @@ class ResultsContract:
         assert table.counts(bag) == Counts(total=10, done=2, failed=1)
 
     def test_retract_many(self, table: Table, bag: str) -> None:
-        table.record([a_failed(index) if index % 3 else a_done(index) for index in range(3000)])
-        assert len(table.retract(bag, range(3000))) == 2000
-        assert table.counts(bag) == Counts(total=10, done=1000)
-        assert sum(1 for _ in table.attempts(bag)) == 2000
+        table.record([a_failed(index) if index % 3 else a_done(index) for index in range(1200)])
+        assert len(table.retract(bag, range(1200))) == 800
+        assert table.counts(bag) == Counts(total=10, done=400)
+        assert sum(1 for _ in table.attempts(bag)) == 800
 
     def test_attempts_are_beside_the_rows(self, table: Table, bag: str) -> None:
         table.create_bag(a_bag("other"))

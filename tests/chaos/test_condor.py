@@ -82,24 +82,24 @@ def test_who_waits_is_killed_again_and_again(pool: CondorPool, tmp_path: Path) -
         folder.mkdir()
         folder.chmod(0o777)
     with connect(url, table) as manager:
-        rows = [{"x": x, "folder": str(marks)} for x in range(40)]
+        rows = [{"x": x, "folder": str(marks)} for x in range(20)]
         manager.submit(rows, call="condor_tasks:fail_twice", per_message=2, bag="b", retries=3, backoff_s=0.1)
-        rows = [{"x": x, "folder": str(marks / "chained"), "key": x % 4} for x in range(24)]
+        rows = [{"x": x, "folder": str(marks / "chained"), "key": x % 4} for x in range(12)]
         manager.submit(rows, call="condor_tasks:marked", bag="chained", serial="key")
     wait = [sys.executable, "-m", "mtask", "wait", "b", "--quiet", "--queue", url, "--table", table]
     for number in range(200):
         process = subprocess.Popen(wait, env=os.environ | {"PYTHONFAULTHANDLER": ""})
         try:
-            assert process.wait(1.0 + number * 0.13) == 0
+            assert process.wait(0.7 + number * 0.1) == 0
             break
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
     with connect(url, table) as manager:
         bag = manager.bag("b")
-        assert bag.counts() == Counts(total=40, done=40)
+        assert bag.counts() == Counts(total=20, done=20)
         attempts = Counter((each.index, each.attempt) for each in bag.attempts())
-        assert set(attempts) == {(x, attempt) for x in range(40) for attempt in (1, 2)}
-        assert manager.bag("chained").wait(timeout_s=LONG_S) == Counts(total=24, done=24)
+        assert set(attempts) == {(x, attempt) for x in range(20) for attempt in (1, 2)}
+        assert manager.bag("chained").wait(timeout_s=LONG_S) == Counts(total=12, done=12)
         assert {len(path.read_text().splitlines()) for path in (marks / "chained").iterdir()} == {1}
         wait_until(lambda: manager.collect() == 0 and manager.queue.depth() == (0, 0, 0), "nothing is left")

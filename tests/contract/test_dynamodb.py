@@ -1,4 +1,4 @@
-"""The DynamoDB table: the contract and the machine on moto, the contract on dynalite, which is stricter about batches
+"""The DynamoDB table: the contract on moto, and with the machine on dynalite, which is stricter about batches
 and tells the units that AWS would bill."""
 
 from __future__ import annotations
@@ -61,10 +61,5 @@ class Harness:
 
 
 @pytest.mark.timeout(600)
-def test_the_table_is_like_its_model_on_moto(moto: str) -> None:
-    TableMachine.run(Harness, BRIEFLY)
-
-
-@pytest.mark.timeout(600)
-def test_the_table_is_like_its_model_on_dynalite(dynalite: str) -> None:
+def test_the_table_is_like_its_model(dynalite: str) -> None:
     TableMachine.run(Harness, BRIEFLY)

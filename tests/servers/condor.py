@@ -173,8 +173,8 @@ def _for_jobs(place: Path) -> tuple[str, list[str]]:
             f"Python {_PYTHONS[0].removeprefix('python')} in /usr/bin", "root's jobs need one of the system"
         )
     for source in (ROOT / "mtask", *(ROOT / "backends").iterdir(), library / "msgspec"):
-        shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    # Nobody may write there, and would compile all of it in each job.
+        shutil.copytree(source, place / source.name)
+    # Nobody may write there, and would compile in each job what isn't compiled yet.
     subprocess.run([python, "-m", "compileall", "-q", str(place)], check=True, timeout=START_S)
     return python, [str(place)]
 

@@ -3,8 +3,8 @@
 moto itself gives one SQS message to two requests that come together, and of two updates of a DynamoDB item
 that isn't there yet it forgets one: AWS does neither. So here a receive waits for the other, and so does a write.
 
-Its time is ahead of the true one by the seconds in FILE (`-`: none), read at each look; a second number there is a time
-(UTC, since the epoch) at which the true one stands still, but for a microsecond at each look.
+Its time is ahead of the true one by the seconds in FILE (`-`: none), which is replaced, never written to; a second number
+there is a time (UTC, since the epoch) at which the true one stands still, but for a microsecond at each look.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ true_time = moto.core.utils.utcnow
 looks = itertools.count()
 
 
+@functools.lru_cache(1)
+def read_at(inode: int, changed_ns: int) -> list[float]:
+    """What is in the file, whose look costs little as long as it is the same one: each receive takes many."""
+    assert FILE is not None
+    return [float(word) for word in FILE.read_text().split()]
+
+
 def utcnow() -> datetime.datetime:
     assert FILE is not None
-    ahead_s, *stands_at = map(float, FILE.read_text().split())
+    status = FILE.stat()
+    ahead_s, *stands_at = read_at(status.st_ino, status.st_mtime_ns)
     now = true_time()
     if stands_at:
         now = moto.core.utils.utcfromtimestamp(0) + datetime.timedelta(
@@ -76,9 +84,26 @@ def write_singly() -> None:
         setattr(DynamoDBBackend, name, alone(getattr(DynamoDBBackend, name)))
 
 
+def check_once() -> None:
+    """moto checks the whole of an update for each of its clauses, all of which lie in one another: here just the outermost,
+    which all others are in."""
+    from moto.dynamodb.parsing.validators import ActionCountValidator, OverlappingPathsValidator
+
+    def outermost(process: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(process)
+        def checked(self: Any, node: Any) -> Any:
+            return process(self, node) if node.parent is None else node
+
+        return checked
+
+    for each in (ActionCountValidator, OverlappingPathsValidator):
+        each.process = outermost(each.process)  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     if FILE is not None:  # before the services are imported, which takes the function from there
         moto.core.utils.utcnow = utcnow
     take_singly()
     write_singly()
+    check_once()
     main(sys.argv[2:])
