@@ -127,11 +127,11 @@ def test_a_foreign_message_is_set_aside_once(site: Site, postgres: Postgres, url
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
     print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=100, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
+    plan = Plan(seed=SEED, tasks=100, workers=3, every_s=0.6, kinds=ALL, task_s=0.2, rates={})
     storm = Storm(tmp_path, plan, urls)
     began_s = time.monotonic()
     try:
-        storm.rage(5)
+        storm.rage(6)
         storm.calm(timeout_s=90)
         wrongs = storm.wrongs()
         print(storm.figures(), f"{time.monotonic() - began_s:.0f} s")

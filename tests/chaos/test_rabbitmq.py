@@ -99,10 +99,10 @@ def test_a_foreign_message_is_set_aside_once(site: Site) -> None:
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
     print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=100, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
+    plan = Plan(seed=SEED, tasks=100, workers=3, every_s=0.6, kinds=ALL, task_s=0.2, rates={})
     storm = Storm(tmp_path, plan, urls)
     try:
-        storm.rage(5)
+        storm.rage(6)
         storm.calm(timeout_s=90)
         wrongs = storm.wrongs()
         print(storm.figures())
