@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,9 +19,17 @@ from tests.servers.condor_desk import Desk
 pytestmark = pytest.mark.timeout(600)
 
 
+@pytest.fixture(scope="module")
+def home(pool: CondorPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled, since nobody else may write there, and each command would compile it again."""
+    place = pool.home(tmp_path_factory.mktemp("home"))
+    subprocess.run([pool.python, "-m", "compileall", "-q", str(place)], check=True)
+    return place
+
+
 @pytest.fixture
-def desk(pool: CondorPool, tmp_path: Path) -> Desk:
-    return Desk(pool, pool.home(tmp_path))
+def desk(pool: CondorPool, home: Path) -> Desk:
+    return Desk(pool, home)
 
 
 def open_files(pid: int) -> list[str]:
