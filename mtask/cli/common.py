@@ -74,18 +74,22 @@ class Whole(click.ParamType[int]):
     """A whole number, not below `least`."""
 
     name = "number"
+    most = 2**53
+    """As in a spec; a float has it exactly."""
 
     def __init__(self, least: int) -> None:
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = int(value)
-        except ValueError:
+        text = str(value).strip()
+        if not re.fullmatch(r"[+-]?\d+", text):
             self.fail(f"{value!r} is not a whole number", param, ctx)
+        number = float(text)  # int() refuses what has thousands of digits
+        if number > self.most:
+            self.fail(f"{text[:40]!r}{'…' * (len(text) > 40)} is too large; the most is {self.most}", param, ctx)
         if number < self._least:
             self.fail(f"{value!r} is too small; the least is {self._least}", param, ctx)
-        return number
+        return int(number)
 
 
 def places(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import connect, console, places
+from mtask.cli.common import Whole, connect, console, places
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,7 +28,7 @@ class Shares(click.ParamType[tuple[str, int]]):
         role, equals, number = str(value).partition("=")
         if not equals or not role or not number.isdecimal():
             self.fail(f"{value!r} should look like physics=4", param, ctx)
-        return role, int(number)
+        return role, Whole(0).convert(number, param, ctx)
 
 
 @click.group(invoke_without_command=True)

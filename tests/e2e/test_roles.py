@@ -135,6 +135,7 @@ class TestAuto:
             ),
             (["physics"], "'physics' should look like physics=4"),
             (["physics=x"], "'physics=x' should look like physics=4"),
+            (["physics=" + "9" * 5000], "is too large; the most is"),
             (["physics=1", "physics=2"], "a role is named twice"),
             (["physics=0"], "a split gives at least one role some workers"),
             (["by-backlog=1"], "'by-backlog' can't be a role"),
