@@ -86,7 +86,9 @@ class Whole(click.ParamType[int]):
             self.fail(f"{value!r} is not a whole number", param, ctx)
         number = float(text)  # int() refuses what has thousands of digits
         if number > self.most:
-            self.fail(f"{text[:40]!r}{'…' * (len(text) > 40)} is too large; the most is {self.most}", param, ctx)
+            self.fail(
+                f"{text[:40]!r}{'…' * (len(text) > 40)} is too large; the most is {self.most}", param, ctx
+            )
         if number < self._least:
             self.fail(f"{value!r} is too small; the least is {self._least}", param, ctx)
         return int(number)
