@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from mtask.errors import UsageError
+from mtask.errors import SchemaError, UsageError
 from mtask.start import import_msgspec
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mtask.bag import BagHandle
     from mtask.manager import Manager
+    from mtask.table import Skipped
 
 __all__ = [
     "Duration",
@@ -33,6 +34,7 @@ __all__ = [
     "no_password",
     "places",
     "quiet",
+    "say_once",
     "tasks_text",
     "then_failed",
 ]
@@ -199,10 +201,24 @@ def then_failed(bag: BagHandle, *, quiet: bool) -> int:
     return int(result is not None and result.error is not None)
 
 
+def say_once() -> Skipped:
+    """Says of each bag that can't be read that the list is without it; how often it may be looked at."""
+    said = set[str]()
+
+    def say(error: SchemaError) -> None:
+        if str(error) not in said:
+            said.add(str(error))
+            click.echo(f"mtask: left out: {error}", err=True)
+
+    return say
+
+
 def complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from mtask.table import leave_out
+
     try:
         with connect(ctx.params.get("queue"), ctx.params.get("table"), create=False) as manager:
-            names = [bag.name for bag in manager.bags()]
+            names = [bag.name for bag in manager.bags(skipped=leave_out)]
     except Exception:
         return []  # completion must never print
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -191,7 +191,7 @@ class TestGiven:
         assert "The worker waits for one that does" in err
         assert "3 done" in err
 
-    @pytest.mark.parametrize("roles", ["physics", "auto"])
+    @pytest.mark.parametrize("roles", ["physics", "auto", "by-backlog"])
     def test_a_bag_of_a_newer_version_is_no_reason_to_leave_the_others_alone(self, command, roles):
         submit(command, "physics", 3)
         submit(command, "bio", 3)
