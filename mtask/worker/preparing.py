@@ -73,18 +73,15 @@ class Watch:
 def prepared(
     call: Call, function: Callable[..., Any], columns: Sequence[str], not_yet: Collection[str]
 ) -> Call:
-    """What first calls the setup functions that the function's module knows, if all their parameters are columns.
+    """What first calls the setup functions that the function's module knows, if all their parameters are columns
+    or have a default.
 
     `not_yet`: columns whose values in the row are not what the function gets.
     """
     from mtask.binding import scope_of
 
     setups = {id(each): each for each in scope_of(function).values() if isinstance(each, Setup)}
-    first = [
-        _caller(each, function, columns)
-        for each in setups.values()
-        if _fits(each, set(columns) - set(not_yet))
-    ]
+    first = [_caller(each, function, columns) for each in setups.values() if _fits(each, columns, not_yet)]
     if not first:
         return call
 
@@ -96,10 +93,11 @@ def prepared(
     return call_prepared
 
 
-def _fits(setup: Setup[..., Any], columns: Collection[str]) -> bool:
+def _fits(setup: Setup[..., Any], columns: Collection[str], not_yet: Collection[str]) -> bool:
     parameters = setup.signature.parameters.values()
     return all(
         each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and each.name not in not_yet
         and (each.name in columns or each.default is not each.empty)
         for each in parameters
     )

@@ -236,6 +236,41 @@ class TestTasks:
         assert [result.value for result in bench.run(source, [{"x": 0}, {"x": 1}])] == [None, "big"]
         assert [text for _, text in bench.noted()] == ["big"]
 
+    @pytest.mark.parametrize("columns", [("x",), ("x", "data")], ids=["no column", "a column"])
+    def test_a_staged_parameter_with_a_default_waits_for_its_call(self, bench, columns):
+        """Before the task there is no path, only the URL."""
+        (bench.folder / "data.txt").write_text("7")
+        url = (bench.folder / "data.txt").as_uri()
+        source = """
+        @mtask.setup
+        def model(data="none"):
+            note(os.path.basename(data))
+            return int(Path(data).read_text())
+
+        def f(x, data):
+            return model(data)
+        """
+        (result,) = bench.run(source, [dict.fromkeys(columns, url)], inputs={"data": url})
+        assert result.value == 7, result.error
+        assert [text for _, text in bench.noted()] == ["data.txt"], "once"
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [(("x",), ["bio"]), (("x", "topic"), ["math", "bio"])],
+        ids=["no column", "a column"],
+    )
+    def test_a_default_stands_for_a_column_that_isnt_there(self, bench, columns, said):
+        source = """
+        @mtask.setup(keep=2)
+        def model(topic="bio"):
+            note(topic)
+
+        def f(x, topic=None):
+            model()
+        """
+        bench.run(source, [dict.fromkeys(columns, "math")] * 2)
+        assert [text for _, text in bench.noted()] == said, "what the task calls is another value"
+
     @pytest.mark.parametrize("name", ["x", "other"], ids=["before the task", "in the task"])
     def test_its_time_isnt_the_tasks(self, bench, name):
         source = f"""
