@@ -6,7 +6,6 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,12 +40,6 @@ def url(moto: str) -> str:
     url = new_url()
     make_table(url)
     return url
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[DynamoTable]:
-    with closing(open_table(url)) as table:
-        yield table
 
 
 def s3() -> Any:

@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -37,16 +37,9 @@ def url(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Iterator[PostgresQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[PostgresTable]:
-    with closing(open_table(url)) as table:
-        table.create_bag(a_bag(total=10))
-        yield table
+def table(table: PostgresTable) -> PostgresTable:
+    table.create_bag(a_bag(total=10))
+    return table
 
 
 def take(queue: PostgresQueue, *, wait_s: float = 0.0, lease_s: float = 600.0) -> list[Delivery]:
