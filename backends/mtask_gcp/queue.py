@@ -37,7 +37,7 @@ from mtask_gcp.requests import (
 )
 from mtask_gcp.sender import Sender
 from mtask_gcp.setup_queue import find_subscription, make_lane
-from mtask_gcp.tokens import Lease, Token, lease_of
+from mtask_gcp.tokens import Lease, lease_of
 
 __all__ = ["PubSubQueue"]
 
@@ -315,11 +315,11 @@ class PubSubQueue:
         self._check_open()
         now_s, held = self._clock(), {}
         for delivery in deliveries:
-            token: Token = delivery.token
-            if not token.lease.holds(token, now_s):
+            lease = lease_of(delivery)
+            if not lease.holds(delivery.token, now_s):
                 lost.append(delivery)
             else:
-                held[id(token.lease)] = delivery
+                held[id(lease)] = delivery
         return list(held.values())
 
     def _lasting(self, held: Sequence[Delivery]) -> list[Delivery]:
