@@ -20,10 +20,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from mtask.binding import Binder
 from mtask.errors import BackendError, InputError, UsageError
+from mtask.lanes import Lanes
 from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error, worker_options
+from mtask.memory import MemoryQueue
 from mtask.model import Bag, Block, Message, Result
 from mtask.packing import fit
-from mtask.portion import Portion, expanded
+from mtask.portion import Portion
 from mtask.queue import send_all
 from mtask.requirements import Lane
 from mtask.sources import Chunk, encode_rows
@@ -59,7 +61,7 @@ class Executor(futures.Executor):
         self._workshop = Workshop()
         self._functions: dict[Any, _Function] = {}
         self._waiting: deque[_Call] = deque()
-        self._sent: dict[tuple[str, int], futures.Future[Any]] = {}
+        self._sent: dict[tuple[str, int], _Future[Any]] = {}
         self._changed = threading.Condition()
         self._pace = _Pace(slots)
         self._shut = self._over = False
@@ -69,9 +71,14 @@ class Executor(futures.Executor):
         self._owed: list[_Call] = []
         """Calls that may have been sent, or not."""
         self._pid = os.getpid()
-        manager = self._workshop.manager
-        settings = worker_options(spec, slots, self._workshop)
-        self._worker = Worker(manager.queue, manager.table, settings, on_written=self._on_written)
+        self._queue = Lanes(MemoryQueue())
+        self._worker = Worker(
+            self._queue,
+            self._workshop.manager.table,
+            worker_options(spec, slots, self._workshop),
+            on_written=self._on_written,
+            on_done=self._on_done,
+        )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name="mtask-worker", daemon=True),
             threading.Thread(target=self._guarded, args=(self._watch,), name="mtask-futures", daemon=True),
@@ -91,7 +98,7 @@ class Executor(futures.Executor):
             function = self._functions.get(fn)
             if function is None:
                 function = self._functions[fn] = _Function(fn, self._workshop, self._options)
-            future: futures.Future[T] = futures.Future()
+            future: _Future[T] = _Future()
             self._waiting.append(_Call(function, function.row(args, kwargs), future))
             if self._sent:
                 if len(self._sent) < self._pace.most_ahead():
@@ -152,10 +159,28 @@ class Executor(futures.Executor):
         for future in running:
             future.set_exception(error)
 
+    def _on_done(self, portion: Portion) -> None:
+        """Give the futures theirs before the rows are written, in the worker's main thread: the table is gone before
+        anybody could miss them there. A callback may take long: a future that has one waits for `_on_written`."""
+        self._give(portion.results(), waits=False)
+        self._note(portion.count)
+
     def _on_written(self, results: Sequence[Result | Portion]) -> None:
         """Give the futures theirs, in the thread that has written them."""
         self._settler = threading.current_thread()
-        ended = self._give(expanded(results))
+        single = [each for each in results if isinstance(each, Result)]
+        self._give(single)
+        for each in results:
+            if isinstance(each, Portion) and self._is_awaited(each):
+                self._give(each.results())
+        self._note(len(single))
+
+    def _is_awaited(self, portion: Portion) -> bool:
+        indexes = range(portion.first, portion.first + portion.count)
+        with self._changed:
+            return any((portion.bag, index) in self._sent for index in indexes)
+
+    def _note(self, ended: int) -> None:
         with self._changed:
             self._pace.note(ended)
             if self._waiting or self._shut:
@@ -197,7 +222,6 @@ class Executor(futures.Executor):
         return calls
 
     def _send(self, calls: list[_Call]) -> None:
-        table, queue = self._workshop.manager.table, self._workshop.manager.queue
         messages, large = [], []
         for function, row, _, index, check in calls:
             block = Block(
@@ -208,13 +232,13 @@ class Executor(futures.Executor):
                 rows=b"[" + row + b"]",
                 lane=function.lane.name,
             )
-            message = fit(Message.of(function.bag, block, check=check), queue.limits.message_bytes)
+            message = fit(Message.of(function.bag, block, check=check), self._queue.limits.message_bytes)
             messages.append(message)
             if not message.has_rows:
                 large.append(block)
         if large:  # the others need no copy: nobody repairs a bag that ends with this process
-            table.put_blocks(large)
-        send_all(queue, messages)
+            self._workshop.manager.table.put_blocks(large)
+        send_all(self._queue, messages)
 
     def _collect(self) -> None:
         """Give the futures what the table has of theirs."""
@@ -227,15 +251,25 @@ class Executor(futures.Executor):
         for name, those in indexes.items():
             self._give(table.results(name, indexes=those))
 
-    def _give(self, results: Iterable[Result]) -> int:
-        """To the futures; returns how many there were."""
-        found = list(results)
-        for result in found:
+    def _give(self, results: Iterable[Result], *, waits: bool = True) -> None:
+        """To the futures; only to those without callbacks unless this thread `waits` for theirs."""
+        for result in results:
+            place = result.bag, result.index
             with self._changed:
-                future = self._sent.pop((result.bag, result.index), None)
-            if future is not None:
-                _settle(future, result)
-        return len(found)
+                future = self._sent.get(place)
+                if future is None or (future.calls and not waits):
+                    continue
+                del self._sent[place]
+            _settle(future, result)
+
+
+class _Future(futures.Future[T]):
+    calls = False
+    """Is anybody to be called when it has its result?"""
+
+    def add_done_callback(self, fn: Callable[[futures.Future[T]], object]) -> None:
+        self.calls = True
+        super().add_done_callback(fn)
 
 
 class _Function:
@@ -255,18 +289,23 @@ class _Function:
         self.bag = Bag(name=name, spec=spec, columns=columns, lanes=lanes, total=MOST, source="Executor")
         self.count = 0
         self._signature = inspect.signature(function)
+        kinds = [parameter.kind for parameter in self._signature.parameters.values()]
+        self._positional = -1 if inspect.Parameter.KEYWORD_ONLY in kinds else len(kinds)
+        """So many positional arguments leave nothing to be said; -1: never."""
         self._binder = Binder(function, columns, textual=False)
         workshop.manager.table.create_bag(self.bag)
         workshop.manager.table.put_lanes(lanes)
 
     def row(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises TypeError and UsageError."""
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        columns = self.bag.columns
+        columns, given = self.bag.columns, args
+        if kwargs or len(args) != self._positional:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = tuple(bound.arguments[name] for name in columns)
         if not columns:
             return b"[]"
-        chunk = Chunk(range(1, 2), [[bound.arguments[name]] for name in columns])
+        chunk = Chunk(range(1, 2), [[value] for value in given])
         try:
             (row,) = encode_rows(self._binder.wire(chunk), columns)
         except InputError as error:
@@ -280,7 +319,7 @@ class _Call(NamedTuple):
 
     function: _Function
     row: bytes
-    future: futures.Future[Any]
+    future: _Future[Any]
     at: int = -1
     """Its index in the bag, once it has one."""
     check: bool = False

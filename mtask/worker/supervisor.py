@@ -71,9 +71,11 @@ class Worker:
         *,
         say: Callable[[str], None] | None = None,
         on_written: Callable[[Sequence[Result | Portion]], None] = lambda _: None,
+        on_done: Callable[[Portion], None] = lambda _: None,
         name: str | None = None,
     ):
-        """`on_written` is called with results that have been recorded, from another thread; they may be none.
+        """`on_written` is called with results that have been recorded, from another thread; they may be none. `on_done`,
+        from the thread that `run`s it and must not wait, with most of those that are done, before they are recorded.
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -117,6 +119,7 @@ class Worker:
             inbox=self._inbox,
             hands_on=self.queue.limits.workers_send,
             on_broken=self._stop_for,
+            on_done=on_done,
         )
         self.slots = [
             Slot(
