@@ -159,11 +159,12 @@ class Executor(futures.Executor):
         for future in running:
             future.set_exception(error)
 
-    def _on_done(self, portion: Portion) -> None:
+    def _on_done(self, portion: Portion) -> bool:
         """Give the futures theirs before the rows are written, in the worker's main thread: the table is gone before
         anybody could miss them there. A callback may take long: a future that has one waits for `_on_written`."""
-        self._give(portion.results(), waits=False)
+        left = self._give(portion.results(), waits=False)
         self._note(portion.count)
+        return not left
 
     def _on_written(self, results: Sequence[Result | Portion]) -> None:
         """Give the futures theirs, in the thread that has written them."""
@@ -251,16 +252,22 @@ class Executor(futures.Executor):
         for name, those in indexes.items():
             self._give(table.results(name, indexes=those))
 
-    def _give(self, results: Iterable[Result], *, waits: bool = True) -> None:
-        """To the futures; only to those without callbacks unless this thread `waits` for theirs."""
+    def _give(self, results: Iterable[Result], *, waits: bool = True) -> int:
+        """To the futures, only to those without callbacks unless this thread `waits` for theirs; returns how many were
+        left."""
+        left = 0
         for result in results:
             place = result.bag, result.index
             with self._changed:
                 future = self._sent.get(place)
-                if future is None or (future.calls and not waits):
+                if future is None:
+                    continue
+                if future.calls and not waits:
+                    left += 1
                     continue
                 del self._sent[place]
             _settle(future, result)
+        return left
 
 
 class _Future(futures.Future[T]):

@@ -44,7 +44,7 @@ class Outcomes:
         inbox: Inbox,
         hands_on: bool,
         on_broken: Callable[[BackendError], None],
-        on_done: Callable[[Portion], None] = lambda _: None,
+        on_done: Callable[[Portion], bool] = lambda _: False,
     ) -> None:
         """`hands_on`: can it send what it doesn't run itself? `on_broken`: it can run nothing at all. `on_done`: see
         `Worker`."""
@@ -77,8 +77,11 @@ class Outcomes:
         self.done += portion.count
         self._expenses.ended(job.held.bag.uid, portion.count)
         if not job.held.lost:
-            self._on_done(portion)
-            self._recorder.portion_done(job.held, portion)
+            # What is held counts as running where that is limited.
+            if self._on_done(portion) and not job.held.lane.limited:
+                self._gathered.add_told(job.held, portion)
+            else:
+                self._recorder.portion_done(job.held, portion)
 
     def _gives_back(self, job: Job, results: list[Result]) -> bool:
         """A function that isn't known here may be known to another worker, of a newer version of its program."""

@@ -71,11 +71,12 @@ class Worker:
         *,
         say: Callable[[str], None] | None = None,
         on_written: Callable[[Sequence[Result | Portion]], None] = lambda _: None,
-        on_done: Callable[[Portion], None] = lambda _: None,
+        on_done: Callable[[Portion], bool] = lambda _: False,
         name: str | None = None,
     ):
         """`on_written` is called with results that have been recorded, from another thread; they may be none. `on_done`,
-        from the thread that `run`s it and must not wait, with most of those that are done, before they are recorded.
+        with most of those that are done, before they are recorded, from the thread that `run`s the worker and must not
+        wait: it returns whether nobody waits for their rows any more, which may then be written a little later.
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -257,7 +258,7 @@ class Worker:
                 key.data()
             self._inbox.read()
             jobs, was_busy = [slot.jobs for slot in self.slots], busy
-            if not all(jobs) or time.monotonic() >= self._gathered.due_s:
+            if (self._gathered.awaited and not all(jobs)) or time.monotonic() >= self._gathered.due_s:
                 self._gathered.pass_on()
             if self.draining and not (
                 any(jobs) or self._dispatcher.ready or not self._receiver.ended or self._inbox
