@@ -339,17 +339,19 @@ class _Pace:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._seen: deque[tuple[float, int]] = deque()
+        self._ended = 0
+        """Of all that are in it."""
 
     def note(self, ended: int) -> None:
         now_s = time.monotonic()
         if ended:
             self._seen.append((now_s, ended))
+            self._ended += ended
         while self._seen and now_s - self._seen[0][0] > AHEAD_S:
-            self._seen.popleft()
+            self._ended -= self._seen.popleft()[1]
 
     def most_ahead(self) -> int:
-        ended = sum(ended for _, ended in self._seen)
-        return min(MOST_AHEAD, self._slots + 1 + 2 * max(0, ended - self._slots))
+        return min(MOST_AHEAD, self._slots + 1 + 2 * max(0, self._ended - self._slots))
 
 
 def _settle(future: futures.Future[Any], result: Result) -> None:
