@@ -1,8 +1,8 @@
 """`mtask.Executor`: a `concurrent.futures.Executor` whose futures are tasks.
 
 Calls wait here until a slot is about to be free, so that a future can be cancelled until then. One
-thread runs the worker; another sends the calls, but for one that comes when nothing runs, which is sent
-at once. The worker's recorder gives the futures their results.
+thread runs the worker, and gives the futures their results; another sends the calls, but for one that comes
+when a slot is free, which is given to the worker at once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Executor(futures.Executor):
         self._waiting: deque[_Call] = deque()
         self._sent: dict[tuple[str, int], _Future[Any]] = {}
         self._changed = threading.Condition()
-        self._pace = _Pace(slots)
+        self._slots, self._pace = slots, _Pace(slots)
         self._shut = self._over = False
         self._broken: BaseException | None = None
         self._settler: threading.Thread | None = None
@@ -71,7 +71,8 @@ class Executor(futures.Executor):
         self._owed: list[_Call] = []
         """Calls that may have been sent, or not."""
         self._pid = os.getpid()
-        self._queue = Lanes(MemoryQueue())
+        self._memory = MemoryQueue()
+        self._queue = Lanes(self._memory)
         self._worker = Worker(
             self._queue,
             self._workshop.manager.table,
@@ -100,14 +101,14 @@ class Executor(futures.Executor):
                 function = self._functions[fn] = _Function(fn, self._workshop, self._options)
             future: _Future[T] = _Future()
             self._waiting.append(_Call(function, function.row(args, kwargs), future))
-            if self._sent:
+            if len(self._sent) >= self._slots:
                 if len(self._sent) < self._pace.most_ahead():
                     self._changed.notify_all()
                 return future
             calls = self._next_calls()
         tried = False
         try:
-            self._send(calls)
+            self._send(calls, at_once=True)
             tried = True
         except Exception as error:
             self._break(error)
@@ -222,7 +223,8 @@ class Executor(futures.Executor):
                 call.function.count += 1
         return calls
 
-    def _send(self, calls: list[_Call]) -> None:
+    def _send(self, calls: list[_Call], *, at_once: bool = False) -> None:
+        """`at_once`: there is a free slot."""
         messages, large = [], []
         for function, row, _, index, check in calls:
             block = Block(
@@ -239,7 +241,13 @@ class Executor(futures.Executor):
                 large.append(block)
         if large:  # the others need no copy: nobody repairs a bag that ends with this process
             self._workshop.manager.table.put_blocks(large)
-        send_all(self._queue, messages)
+        if at_once and len(messages) == 1 and not (large or messages[0].lane):
+            # Another thread needn't be woken for it.
+            lease_s, now_s = calls[0].function.bag.spec.lease_s, time.monotonic()
+            delivery = self._memory.lend(messages[0], lease_s=lease_s)
+            self._worker.hand(delivery, lease_s=lease_s, asked_s=now_s)
+        else:
+            send_all(self._queue, messages)
 
     def _collect(self) -> None:
         """Give the futures what the table has of theirs."""

@@ -19,7 +19,7 @@ import msgspec
 from mtask.errors import BackendError, UnavailableError
 from mtask.giveback import give_back
 from mtask.lanes import Lanes
-from mtask.model import Result
+from mtask.model import Delivery, Result
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane, Requirements, can_with, lacking
@@ -189,6 +189,11 @@ class Worker:
     def drain(self, reason: str = "told to stop", *, grace_s: float | None = None) -> None:
         """Give back what hasn't started, and stop when what runs has ended, or after the grace."""
         self._inbox.post(lambda: self._drain(reason, grace_s))
+
+    def hand(self, delivery: Delivery, *, lease_s: float, asked_s: float) -> None:
+        """Run what the caller has received from the queue (not from another lane of it) because this worker has a free
+        slot. The lease began at `asked_s` (monotonic clock) or later."""
+        self._receiver.hand(delivery, lease_s=lease_s, asked_s=asked_s)
 
     def cancelled(self, over: dict[str, int]) -> None:
         """These bags (by uid: up to this generation), and no others, are over: stop what runs of them."""
