@@ -7,6 +7,7 @@ import pytest
 from mtask.memory import MemoryQueue
 from mtask.testing.queue_contract import QueueContract
 from mtask.testing.queue_machine import QueueMachine
+from mtask.testing.samples import a_message, index_of, messages
 
 
 class Clock:
@@ -32,6 +33,26 @@ class TestQueue(QueueContract):
 
     def advance(self, seconds: float) -> None:
         self.clock.now_s += seconds
+
+    def test_a_late_extension_counts_while_nobody_else_has_the_message(self, queue: MemoryQueue) -> None:
+        queue.send(messages(2))
+        _, late = self.take(queue, 2, lease_s=self.short_s)
+        self.expire()
+        self.take_one(queue)
+        assert len(queue.extend([late], lease_s=self.short_s).extended) == 1
+        self.assert_nothing(queue)
+        self.expire()
+        assert index_of(self.take_one(queue)) == index_of(late)
+
+    def test_what_is_lent_is_held(self, queue: MemoryQueue) -> None:
+        lent = queue.lend(a_message(3), lease_s=self.short_s)
+        self.assert_nothing(queue)
+        self.expire()
+        again = self.take_one(queue)
+        assert (again.body, lent.deliveries, again.deliveries) == (lent.body, 1, 2)
+        queue.delete([lent])
+        queue.delete([again])
+        assert queue.depth() == (0, 0, 0)
 
 
 class Harness:
