@@ -164,10 +164,7 @@ class MemoryQueue:
         while self._ready and len(taken) < most:
             number = self._ready.popleft()
             entry = self._entries.get(number)
-            if entry is None:
-                continue
-            if entry.visible_s > now_s:  # its holder was late to extend it
-                self._due_s = min(self._due_s, entry.visible_s)
+            if entry is None or entry.visible_s > now_s:  # its holder was late to extend it
                 continue
             entry.deliveries += 1
             token = self._lend(number, entry, lease_s)
@@ -176,10 +173,10 @@ class MemoryQueue:
 
     def _look(self, now_s: float) -> None:
         """For what has become ready: a delay or a lease is over."""
-        ready = set(self._ready)
-        away = {number: entry.visible_s for number, entry in self._entries.items() if number not in ready}
-        self._ready.extend(sorted(number for number, at_s in away.items() if at_s <= now_s))
-        self._due_s = min((at_s for at_s in away.values() if at_s > now_s), default=math.inf)
+        ready, entries = set(self._ready), self._entries.items()
+        self._ready.extend(n for n, entry in entries if entry.visible_s <= now_s and n not in ready)
+        away = (entry.visible_s for _, entry in entries if entry.visible_s > now_s)
+        self._due_s = min(away, default=math.inf)
 
     def _lend(self, number: int, entry: _Entry, lease_s: float) -> _Token:
         entry.lease, entry.visible_s = next(self._leases), self._clock() + lease_s
