@@ -120,19 +120,19 @@ def run(
 def _conclude(
     bag: BagHandle, slots: int, wall_s: float, before: int, finished: bool, quiet: bool, as_json: bool
 ) -> int:
-    from mtask.cli.render import print_json, print_summary
-    from mtask.status import summarize
+    counts = bag.counts()
+    if as_json or not quiet:
+        from mtask.cli.render import print_json, print_summary
+        from mtask.status import summarize
 
-    summary = summarize(bag, wall_s=wall_s, ended=bag.counts().ended - before, slots=slots)
-    if as_json:
-        print_json(summary)
-    elif not quiet and (summary.total or finished):
-        print_summary(summary, finished=finished)
+        summary = summarize(bag, wall_s=wall_s, ended=counts.ended - before, slots=slots)
+        if as_json:
+            print_json(summary)
+        elif summary.total or finished:
+            print_summary(summary, finished=finished)
     if not finished:
         return 130
-    return exit_code(
-        summary.failed + summary.expired + summary.left + then_failed(bag, quiet=quiet or as_json)
-    )
+    return exit_code(counts.failed + counts.expired + counts.left + then_failed(bag, quiet=quiet or as_json))
 
 
 @click.command()
