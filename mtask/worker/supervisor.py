@@ -217,9 +217,9 @@ class Worker:
 
     # -- before it runs -----------------------------------------------------------------------------
 
-    def warm(self, needs: Requirements, tasks: int) -> None:
-        """Start the processes for so many function tasks that need this."""
-        self._dispatcher.warm(needs, tasks)
+    def warm(self, needs: Requirements, tasks: int, *, functions: bool) -> None:
+        """Start the processes for so many tasks that need this: functions, or commands."""
+        self._dispatcher.warm(needs, tasks, functions=functions)
 
     def discard(self) -> None:
         """End what `warm` has started, when nothing is to be run."""
