@@ -19,6 +19,7 @@ class Inbox:
         os.set_blocking(self.fd, False)
         os.set_blocking(self._bell, False)
         self._rung = False
+        """Is the reader about to read?"""
 
     def __bool__(self) -> bool:
         return bool(self._events)
