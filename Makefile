@@ -12,6 +12,8 @@ PYTHON_VENV := $(VENV)/bin/python
 DEV := $(VENV)/.dev-is-made
 DEMO := $(VENV)/.demo-is-made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Tests and benchmarks start mtask many hundred times: without its bytecode, each start would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What the tests, the types and the docs import. A new backend's extra goes here, then `make lock`.
 LOCKED_EXTRAS := aws azure condor gcp postgres rabbitmq files notebook urls examples

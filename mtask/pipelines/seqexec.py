@@ -25,8 +25,9 @@ from mtask.pipelines.logs import Log
 from mtask.pipelines.outputs import pour, write_all
 from mtask.pipelines.records import Quoted, application_of, date_text, record
 from mtask.pipelines.words import split_words
+from mtask.worker.failure import why_it_died
 from mtask.worker.orphans import MARK, watch_for_orphans
-from mtask.worker.runner import HOSTNAME, why_it_died
+from mtask.worker.runner import HOSTNAME
 
 __all__ = [
     "BAD_INPUT",

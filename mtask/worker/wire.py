@@ -3,13 +3,15 @@
 A frame is a header (`HEADER`: length of the payload, kind, job, offset) and a payload. To the child:
 
     BAG     payload: JSON {uid, spec}; before the first job of that bag
+    SHARE   payload: JSON {variables, cores}; what the commands to come find of the machine
     JOB     payload: a message's body; run its tasks from `offset` on
     RESUME  offset: the barrier's epoch; jobs before it in the pipe are void
     ANSWER  to the SUBMIT with this offset; payload: see `mtask.worker.submits`
 
 To the supervisor:
 
-    RESULTS  payload: lines (see `mtask.portion`) of the results of the tasks just before `offset`
+    RESULTS  payload: lines (see `mtask.portion`) of the results of the tasks just before `offset`; one with an
+             error of the type `STOPPED` is of a command that ended because it was told to
     DONE     the same; and all of them are done
     ENDED    the child is through with the job: it ran no task from `offset` on
     BAD      payload: why the job's rows can't be read
@@ -37,13 +39,16 @@ __all__ = [
     "JOB",
     "RESULTS",
     "RESUME",
+    "SHARE",
+    "STOPPED",
     "SUBMIT",
     "Cell",
     "Frames",
     "frame",
 ]
 
-BAG, JOB, RESUME, RESULTS, DONE, ENDED, BAD, SUBMIT, ANSWER = range(9)
+BAG, JOB, RESUME, RESULTS, DONE, ENDED, BAD, SUBMIT, ANSWER, SHARE = range(10)
+STOPPED: Final = "stopped"
 HEADER: Final = struct.Struct("<IIII")
 
 
@@ -74,18 +79,19 @@ class Frames:
 
 
 class Cell:
-    """Memory that a supervisor shares with one child: nine 64-bit words, then a buffer of results.
+    """Memory that a supervisor shares with one child: ten 64-bit words, then a buffer of results.
 
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS = range(9)
+    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND = range(10)
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
     clock). FILLED: bytes of results in the buffer; FIRST: the first one's offset; PORTION: counts the times
     the buffer was emptied; SPENT: 1 when it will begin no other task, and end. SETUP_NS: while a setup function of
-    that task runs, how long it may take; then STARTED_NS is its start. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
+    that task runs, how long it may take; then STARTED_NS is its start. COMMAND: the
+    pid, and process group, of the command that runs; 0: none. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
 
-    WORDS = 9
+    WORDS = 10
     BUFFER_BYTES = 256 * 1024
 
     def __init__(self, fd: int) -> None:
