@@ -335,6 +335,7 @@ class ChildRunner(Runner):
             job, offset, wall_s = running
             error = self._why_it_died(job, status) if cause is None else self._why_stopped(job)
             code = status if cause is None else None
+            wall_s = wall_s if self.setup_s() is None else self._cell.before_setup_s()
             job.got = offset + 1
             self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
         elif cause is None and self._cell.task()[0] < 0:

@@ -55,6 +55,7 @@ class Watch:
         task_began_ns = words[Cell.STARTED_NS]
         self.cpu_s += self._used.look()
         # In this order: who reads both never takes the setup's time for the task's.
+        words[Cell.BEFORE_NS] = began_ns - task_began_ns
         words[Cell.SETUP_NS] = int(min(setup.timeout_s, 1e9) * 1e9)
         words[Cell.STARTED_NS] = began_ns
         self._depth += 1

@@ -363,6 +363,23 @@ class TestTasks:
         (result,) = bench.run(source, [{"x": 0}])
         assert result.error.reason == Reason.SETUP
         assert result.error.message == "a setup function ran longer than 0.3 s"
+        assert result.wall_s < 0.3
+
+    @pytest.mark.parametrize("end", ["time.sleep(60)", "os.kill(os.getpid(), 9)"], ids=["hangs", "crashes"])
+    def test_one_that_is_ended_in_a_task_leaves_it_the_time_before(self, bench, end):
+        source = f"""
+        @mtask.setup(timeout_s=0.8)
+        def model(later):
+            time.sleep(0.6)
+            {end}
+
+        def f(x):
+            time.sleep(0.2)
+            model(x)
+        """
+        (result,) = bench.run(source, [{"x": 0}])
+        assert result.error.reason == Reason.SETUP
+        assert 0.2 <= result.wall_s < 0.6
 
     def test_one_that_crashes(self, bench):
         source = """
