@@ -12,7 +12,7 @@ PYTHON_VENV := $(VENV)/bin/python
 DEV := $(VENV)/.dev-is-made
 DEMO := $(VENV)/.demo-is-made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# As some containers set it: tests start thousands of interpreters, and each would compile the same files again.
+# Tests and benchmarks start mtask many hundred times: without its bytecode, each start would compile it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 # What the tests, the types and the docs import. A new backend's extra goes here, then `make lock`.

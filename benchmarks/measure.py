@@ -70,8 +70,9 @@ def sandbox(work: Callable[[Path], T]) -> T:
 
 
 def environment() -> dict[str, str]:
-    """In which commands find mtask and what the benchmarks run."""
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'backends'}"}
+    """In which commands find mtask and what the benchmarks run; they keep its bytecode, as where it is installed."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'backends'}"}
 
 
 def run_mtask(folder: Path, *arguments: str) -> Run:

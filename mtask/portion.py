@@ -39,6 +39,7 @@ class Done(msgspec.Struct, omit_defaults=True):
     state: str
     id: str | None = None
     value: msgspec.Raw = msgspec.Raw(b"null")
+    exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""
     attempt: int = 1

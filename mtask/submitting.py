@@ -21,6 +21,7 @@ from typing import IO
 
 import msgspec
 
+from mtask.arguments import check_command_lines, check_words
 from mtask.binding import Binder, resolve
 from mtask.errors import BagExistsError, StorageFullError, UsageError
 from mtask.keys import Chain, Seen
@@ -32,7 +33,7 @@ from mtask.sources import Chunk, Source, encode_rows
 from mtask.spec import differs
 from mtask.staging import StagingCheck, staged_columns
 from mtask.table import Table
-from mtask.template import Template, check_command_lines, check_words, shell_environment
+from mtask.template import Template, shell_environment
 
 __all__ = ["Prepared", "Spool", "check_name", "claim", "prepare", "repacked", "send"]
 

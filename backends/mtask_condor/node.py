@@ -109,8 +109,8 @@ def main(number: str, *, forks: bool = False) -> int:
             outbox = Outbox(writer, message)
             deliveries = list(_deliveries(message, left, _starts(before)))
             worker, queue = _worker(order, deliveries, outbox, table, forks=forks)
-            if order.bag.spec.kind == "call":
-                worker.warm(order.bag.lane(message.lane).requires, message.count)
+            needs, functions = order.bag.lane(message.lane).requires, order.bag.spec.kind == "call"
+            worker.warm(needs, message.count, functions=functions)
             _stop_in_order(worker, outbox)
             worker.run(until=queue.settled)
             left = _left(read(file), message, table)

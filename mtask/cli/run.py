@@ -87,8 +87,10 @@ def run(
         needs = prepared.placing.needs
         tags = tags_here(needs, slots, alone=alone, say=say)
         made.append(make_worker(manager, say=saying, slots=slots, tags=tags, **worker_settings))
-        if prepared.spec.kind == "call" and len(needs) == 1:
-            made[0].warm(needs[0], prepared.total)  # while the tasks are sent
+        if len(needs) == 1:
+            made[0].warm(
+                needs[0], prepared.total, functions=prepared.spec.kind == "call"
+            )  # while the tasks are sent
 
     with connect(queue, table) as manager:
         if manager.hands_out:
@@ -118,19 +120,19 @@ def run(
 def _conclude(
     bag: BagHandle, slots: int, wall_s: float, before: int, finished: bool, quiet: bool, as_json: bool
 ) -> int:
-    from mtask.cli.render import print_json, print_summary
-    from mtask.status import summarize
+    counts = bag.counts()
+    if as_json or not quiet:
+        from mtask.cli.render import print_json, print_summary
+        from mtask.status import summarize
 
-    summary = summarize(bag, wall_s=wall_s, ended=bag.counts().ended - before, slots=slots)
-    if as_json:
-        print_json(summary)
-    elif not quiet and (summary.total or finished):
-        print_summary(summary, finished=finished)
+        summary = summarize(bag, wall_s=wall_s, ended=counts.ended - before, slots=slots)
+        if as_json:
+            print_json(summary)
+        elif summary.total or finished:
+            print_summary(summary, finished=finished)
     if not finished:
         return 130
-    return exit_code(
-        summary.failed + summary.expired + summary.left + then_failed(bag, quiet=quiet or as_json)
-    )
+    return exit_code(counts.failed + counts.expired + counts.left + then_failed(bag, quiet=quiet or as_json))
 
 
 @click.command()
@@ -208,11 +210,12 @@ def _opened(tasks: str, options: dict[str, Any], *, here: bool) -> Source:
 
     With `here`, the program must be on this machine.
     """
+    from mtask.arguments import check_program
     from mtask.manager import make_spec
     from mtask.sources import open_source
     from mtask.staging import staged_columns
     from mtask.submitting import check_name
-    from mtask.template import Template, check_program
+    from mtask.template import Template
 
     if options["bag"] is not None:
         check_name(options["bag"])
@@ -327,9 +330,10 @@ def _announce_added(bag: BagHandle, added: int, hint: str) -> None:
 def _warn_of_others(manager: Manager, bag: BagHandle) -> None:
     """What waits in the queue already comes first: say so, or a run seems to stand still."""
     from mtask.model import BagState
+    from mtask.table import leave_out
 
     waiting = list[str]()
-    for other in manager.table.bags():
+    for other in manager.table.bags(skipped=leave_out):
         if other.name == bag.name or other.state is BagState.CANCELLED or len(waiting) == 3:
             continue
         if left := manager.table.counts(other.name).left:

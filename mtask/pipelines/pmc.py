@@ -28,9 +28,10 @@ from mtask.pipelines.rescue import Rescue, read_rescue
 from mtask.pipelines.schedule import Room, Schedule
 from mtask.requirements import Capabilities
 from mtask.worker.environment import environment_of, pinned
+from mtask.worker.failure import why_it_died
 from mtask.worker.orphans import MARK, watch_for_orphans
 from mtask.worker.room import Share
-from mtask.worker.runner import HOSTNAME, why_it_died
+from mtask.worker.runner import HOSTNAME
 
 __all__ = ["Options", "run_dag"]
 

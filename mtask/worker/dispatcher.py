@@ -57,15 +57,15 @@ class Dispatcher:
         """The pace of late says how many messages may wait behind one that runs."""
         self._pace.over(took_s)
 
-    def warm(self, needs: Requirements, tasks: int) -> None:
-        """Get ready for so many function tasks; not for such as have GPUs or cores of their own, of which each
+    def warm(self, needs: Requirements, tasks: int, *, functions: bool) -> None:
+        """Get ready for so many tasks; not for such as have GPUs or cores of their own, of which each
         slot's are others."""
         share = self._room.take(needs)
         if share is None or share.gpus or share.cores:
             return
         self._room.give(share)
         for slot in self._slots[: min(tasks, self._room.copies(needs))]:
-            slot.warm(share)
+            slot.warm(share, functions)
 
     def dispatch(self) -> None:
         """Start what can be started, and ask the receiver for as much as there is room for."""

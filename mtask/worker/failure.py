@@ -1,9 +1,10 @@
-"""What a function raised, as it is recorded."""
+"""Why a task failed, as it is recorded."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 from typing import TYPE_CHECKING, TypeVar
 
 import mtask
@@ -14,7 +15,7 @@ from mtask.retry import is_wanted
 if TYPE_CHECKING:
     import traceback
 
-__all__ = ["describe", "noted"]
+__all__ = ["describe", "noted", "why_it_died"]
 
 T = TypeVar("T")
 
@@ -89,3 +90,15 @@ def _message_of(error: BaseException) -> str:
 def _storable(text: str) -> str:
     """Without halves of surrogate pairs, which come from names of files that aren't UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def why_it_died(status: int) -> Failure:
+    """From an exit status; -N stands for signal N."""
+    if status >= 0:
+        return Failure(reason=Reason.EXIT, type="exit", message=f"exit status {status}")
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+    return Failure(reason=Reason.SIGNAL, type=name, message=f"killed by {name}{hint}")

@@ -1,71 +1,25 @@
-"""A slot for function tasks: a child interpreter that stays, and is fed with whole messages."""
+"""A slot for function tasks: a child interpreter that stays, and calls them."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import selectors
-import shutil
-import signal
-import subprocess
-import sys
-import time
-
 import msgspec
 
-import mtask
-from mtask import task
-from mtask.model import Failure, Reason, Result, State
-from mtask.portion import Portion, results_of
+from mtask.model import Failure, Reason
 from mtask.requirements import Capabilities
 from mtask.retry import is_wanted
-from mtask.worker.child import BagFrame, Kit
-from mtask.worker.environment import environment_of, pinned
-from mtask.worker.forked import Forked, can_fork
+from mtask.worker.child import Kit
+from mtask.worker.feeding import ChildRunner
 from mtask.worker.held import Job
-from mtask.worker.orphans import MARK
-from mtask.worker.output import new_output, take_tail
-from mtask.worker.porter import stage_folder
 from mtask.worker.room import Share
-from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt, why_it_died
-from mtask.worker.wire import (
-    ANSWER,
-    BAD,
-    BAG,
-    DONE,
-    ENDED,
-    JOB,
-    RESULTS,
-    RESUME,
-    SUBMIT,
-    Cell,
-    Frames,
-    frame,
-)
+from mtask.worker.runner import Host
 
 __all__ = ["FunctionRunner"]
 
-PEEK_AFTER_S = 0.25
-"""A task that runs longer than this may hold back results of quick ones before it: they are fetched."""
-MOST_FAILED_STARTS = 3
-EXIT_S = 2.0
-"""What a child gets for its last words when the worker ends."""
 
-_HOME = os.path.dirname(os.path.dirname(mtask.__file__))
-_START = """
-import sys
-sys.path.append(sys.argv.pop())
-from mtask.start import import_msgspec
-import_msgspec()
-from mtask.worker.child import main
-main()
-"""
-"""With `-P`, so that a user's random.py in the working directory isn't taken for Python's."""
+class FunctionRunner(ChildRunner):
+    """Its child is renewed when it has run enough tasks, holds too much memory, or doesn't suit the next share."""
 
-
-class FunctionRunner(Runner):
-    """Feeds one child, and replaces it when it dies, has run enough tasks, or holds too much memory."""
+    _calls = True
 
     def __init__(
         self,
@@ -76,89 +30,13 @@ class FunctionRunner(Runner):
         max_memory_per_child_bytes: int | None = None,
         forks: bool = False,
     ) -> None:
-        """`forks`: may the first child be a copy of this process?"""
-        super().__init__(host, machine=machine)
+        super().__init__(host, machine=machine, forks=forks)
         self._max_tasks, self._max_memory_bytes = max_tasks_per_child, max_memory_per_child_bytes
-        self._process: subprocess.Popen[bytes] | Forked | None = None
-        self._forks = forks
-        self._stdout, self._stderr = new_output(), new_output()
-        self._failed_starts = 0
-        self._stage = stage_folder(host.name)
         self._share: Share | None = None
         """With which the child was started: what libraries have read of it when they were loaded, stays."""
 
-    # -- jobs ---------------------------------------------------------------------------------------
-
-    def start(self, job: Job) -> None:
-        if self._process is None:
-            try:
-                self._spawn(job.share)
-            except OSError as error:
-                self.host.left_over([job])
-                self.host.broken(f"can't start a child process: {error}")
-                return
-        held, bag = job.held, job.held.bag
-        if bag.uid not in self._known:
-            self._known.add(bag.uid)
-            self._write(frame(BAG, 0, 0, msgspec.json.encode(BagFrame(uid=bag.uid, spec=bag.spec))))
-        job.began_s = time.monotonic()
-        self.jobs.append(job)
-        # The child runs a message to its end, and what was cut away is others' by now.
-        body = held.body if job.stop == held.message.count else held.part(0, job.stop).encode()
-        self._write(frame(JOB, job.serial, job.start, body))
-
-    def warm(self, share: Share) -> None:
-        if self._process is None:
-            with contextlib.suppress(OSError):  # the first job tells
-                self._spawn(share)
-
-    def cut(self) -> list[Job]:
-        if not self.jobs:
-            return []
-        self._raise_barrier()
-        serial, offset, _ = self._cell.task()
-        rests: list[Job] = []
-        begun = next((i for i, job in enumerate(self.jobs) if job.serial == serial), -1)
-        while len(self.jobs) > begun + 1:
-            rests.insert(0, self.jobs.pop())
-        if begun >= 0:
-            job = self.jobs[begun]
-            stop = max(offset + 1, job.got)
-            if stop < job.stop:
-                rests.insert(0, Job(job.held, stop, job.stop))
-                job.stop = stop
-        if self._cause is None:
-            self._write(frame(RESUME, 0, self._epoch))
-        return rests
-
-    def running(self) -> tuple[Job, int, float] | None:
-        if not self.jobs or self._process is None:
-            return None
-        serial, offset, started_ns = self._cell.task()
-        job = self.jobs[0]
-        if serial != job.serial or offset < job.got or offset >= job.stop:
-            return None
-        return job, offset, (time.monotonic_ns() - started_ns) / 1e9
-
     def setup_s(self) -> float | None:
         return None if self._process is None else self._cell.setup_s()
-
-    def outputs(self) -> tuple[int, int]:
-        return self._stdout, self._stderr
-
-    def check(self) -> None:
-        super().check()
-        if (running := self.running()) is not None and running[2] > PEEK_AFTER_S:
-            self._take_unsent()
-
-    def stop_task(self, cause: Cause, *, grace_s: float = KILL_AFTER_S) -> None:
-        if self._cause is None:
-            self._raise_barrier()  # whatever becomes of the signal, it begins no other task
-        super().stop_task(cause, grace_s=grace_s)
-
-    def tell_stopping(self) -> None:
-        if self._process is not None:
-            self._cell.words[Cell.STOPPING] = 1
 
     def suits(self, share: Share) -> bool:
         return self._process is None or share == self._share
@@ -168,198 +46,17 @@ class FunctionRunner(Runner):
             return ()
         return self._share.gpus
 
-    def _raise_barrier(self) -> None:
-        """The child stops before its next task, and skips jobs until a RESUME."""
-        self._epoch += 1
-        self._cell.words[Cell.EPOCH] = self._epoch
-
-    # -- the child ----------------------------------------------------------------------------------
+    def _kit(self, jobs_fd: int, results_fd: int, cell_fd: int) -> Kit:
+        kit = super()._kit(jobs_fd, results_fd, cell_fd)
+        kit.max_tasks, kit.max_memory_bytes = self._max_tasks, self._max_memory_bytes
+        return kit
 
     def _spawn(self, share: Share | None) -> None:
-        self._cell, cell_fd = Cell.create()
-        jobs_out, self._jobs_in = os.pipe()
-        self._results_out, results_in = os.pipe()
-        kit = Kit(
-            jobs_fd=jobs_out,
-            results_fd=results_in,
-            cell_fd=cell_fd,
-            supervisor=os.getpid(),
-            worker=self.host.name,
-            path=self.host.path,
-            max_tasks=self._max_tasks,
-            max_memory_bytes=self._max_memory_bytes,
-            checkpoints=task.rooted(self.host.checkpoints),
-            stage=self._stage,
-        )
-        variables = {MARK: self.host.name} | environment_of(share, self._machine)
-        with pinned(share):
-            self._process = self._forked(kit, variables) or subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
-                stdin=subprocess.DEVNULL,
-                stdout=self._stdout,
-                stderr=self._stderr,
-                pass_fds=(jobs_out, results_in, cell_fd),
-                env=os.environ | variables,
-                process_group=0,
-            )
+        super()._spawn(share)
         self._share = share
-        for fd in (jobs_out, results_in, cell_fd):
-            os.close(fd)
-        self.pid, self._pidfd = self._process.pid, os.pidfd_open(self._process.pid)
-        os.set_blocking(self._jobs_in, False)
-        os.set_blocking(self._results_out, False)
-        self._unwritten = bytearray()
-        self._frames, self._known, self._epoch = Frames(), set[str](), 0
-        self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
-        self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
-
-    def _forked(self, kit: Kit, variables: dict[str, str]) -> Forked | None:
-        forks, self._forks = self._forks and can_fork(), False
-        return Forked(kit, (self._stdout, self._stderr), variables) if forks else None
-
-    def _write(self, data: bytes) -> None:
-        waiting = bool(self._unwritten)
-        self._unwritten += data
-        if not waiting:
-            self._on_writable()
-
-    def _on_writable(self) -> None:
-        if self._jobs_in < 0:  # closed by an event of the same moment
-            return
-        registered = self._jobs_in in self.host.selector.get_map()
-        try:
-            del self._unwritten[: os.write(self._jobs_in, self._unwritten)]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self._unwritten.clear()  # its death is reported by the pidfd
-        if self._unwritten and not registered:
-            self.host.selector.register(self._jobs_in, selectors.EVENT_WRITE, self._on_writable)
-        elif not self._unwritten and registered:
-            self.host.selector.unregister(self._jobs_in)
-
-    def _on_results(self) -> None:
-        if self._results_out >= 0:  # else closed by an event of the same moment
-            self._read()
-
-    def _read(self) -> bool:
-        """Take what the child has sent; False: nothing more just now."""
-        try:
-            data = os.read(self._results_out, 1 << 20)
-        except BlockingIOError:
-            return False
-        if not data:  # it has closed the pipe, but may go on for long
-            self._close("_results_out")
-        for kind, serial, offset, payload in self._frames.feed(data):
-            if kind == SUBMIT:
-                self._submit(offset, payload)
-                continue
-            if not self.jobs or self.jobs[0].serial != serial:
-                continue  # of a job that was cut away before it began
-            job = self.jobs[0]
-            if kind == DONE:
-                self._take_done(job, offset, payload)
-            elif kind == RESULTS:
-                self._take(job, offset, payload)
-            elif kind == ENDED:
-                self._ended(job)
-            elif kind == BAD:
-                self.jobs.popleft()
-                self.host.bad_message(job, payload.decode())
-        return bool(data)
-
-    def _submit(self, number: int, request: bytes) -> None:
-        process = self._process
-
-        def answer(text: bytes) -> None:
-            if self._process is process and self._jobs_in >= 0:  # else it has died meanwhile
-                self._write(frame(ANSWER, 0, number, text))
-
-        self.host.submit(request, answer)
-
-    def _take_done(self, job: Job, offset: int, lines: bytes) -> None:
-        """The fast path: as long as nothing is the matter, nobody here reads what was returned."""
-        count = lines.count(b"\n")
-        if offset - count != job.got or offset > job.stop or (self._meant and self._meant[0] is job):
-            self._take(job, offset, lines)
-            return
-        message = job.held.message
-        first, job.got = message.first + job.got, offset
-        self.host.portion_done(job, Portion(message.bag, first, count, lines))
-
-    def _take(self, job: Job, offset: int, lines: bytes) -> None:
-        results = results_of(job.held.message.bag, lines)
-        first = offset - len(results)
-        # Some may have been fetched from the cell before, or be of tasks that were cut away as it began them.
-        results = results[max(0, job.got - first) : max(0, job.stop - first)]
-        job.got = max(job.got, min(offset, job.stop))
-        if self._meant is not None and self._meant[0] is job:
-            self._judge(job, results, self._meant[1])
-        if results:
-            self.host.attempts_ended(job, results, len(lines))
-
-    def _judge(self, job: Job, results: list[Result], meant: int) -> None:
-        """A task that was told to stop may have raised because of that: it didn't fail by itself."""
-        at = meant - (job.got - len(results))
-        if not 0 <= at < len(results) or results[at].state is State.DONE:
-            return
-        if self._cause is not None and self._cause.is_failure:
-            error = results[at].error
-            failure = msgspec.structs.replace(
-                self._why_stopped(job), traceback=error.traceback if error else ""
-            )
-            results[at] = msgspec.structs.replace(results[at], error=failure)
-        else:
-            self.host.left_over([Job(job.held, meant, job.stop)])
-            job.got = job.stop = meant
-            del results[at:]
-
-    def _take_unsent(self) -> None:
-        unsent = self._cell.unsent()
-        if unsent is None or not self.jobs or unsent[0] != self.jobs[0].serial:
-            return
-        _, first, lines = unsent
-        count = lines.count(b"\n")
-        if first <= self.jobs[0].got < first + count:
-            self._take(self.jobs[0], first + count, lines)
-
-    def _ended(self, job: Job) -> None:
-        self.jobs.popleft()
-        if job.left:
-            self.host.left_over([job.rest()])
-        if self._cause is None:
-            self._over(job)
-        if self._cause is not None or self._cell.words[Cell.SPENT]:
-            self.retire()
-
-    def _on_exit(self) -> None:
-        assert self._process is not None
-        self._signal(signal.SIGKILL)  # what it has started goes with it
-        status = self._process.wait()
-        while self._results_out >= 0 and self._read():
-            pass
-        self._take_unsent()
-        running, cause = self.running(), self._cause
-        jobs = [job for job in self.jobs if job.left]
-        if running is not None and (cause is None or (cause.is_failure and running[:2] == self._meant)):
-            job, offset, wall_s = running
-            error = self._why_it_died(job, status) if cause is None else self._why_stopped(job)
-            code = status if cause is None else None
-            job.got = offset + 1
-            self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
-        elif cause is None and self._cell.task()[0] < 0:
-            self._failed_starts += 1
-            if self._failed_starts >= MOST_FAILED_STARTS:
-                said = take_tail(self._stderr).strip() or "it printed nothing"
-                self.host.broken(f"its child processes die at once ({why_it_died(status).message}): {said}")
-        else:
-            self._failed_starts = 0
-        self.jobs.clear()
-        self._forget_child()
-        self.host.left_over([job.rest() for job in jobs if job.left])
 
     def _why_it_died(self, job: Job, status: int) -> Failure:
-        died = why_it_died(status)
+        died = super()._why_it_died(job, status)
         if self.setup_s() is None:
             return died
         names = {Reason.SETUP.value, died.reason.value, died.type}
@@ -369,44 +66,3 @@ class FunctionRunner(Runner):
             message=f"in a setup function: {died.message}",
             final=not is_wanted(job.held.bag.spec, names),
         )
-
-    def retire(self) -> None:
-        """Close the pipe of a child that runs nothing: it ends by itself, or is killed."""
-        if self._process is None:
-            return
-        if self._cause is None:
-            self._raise_barrier()
-            self._cause, self._kill_at_s = Cause.RETIRED, time.monotonic() + KILL_AFTER_S
-        self._unwritten.clear()
-        self._close("_jobs_in")
-
-    def close(self) -> None:
-        if self._process is not None:
-            self.retire()
-            end = select.poll()
-            end.register(self._pidfd, select.POLLIN)
-            end.poll(EXIT_S * 1000)
-            self._signal(signal.SIGKILL)
-            self._process.wait()
-            self._forget_child()
-        self.jobs.clear()
-        os.close(self._stdout)
-        os.close(self._stderr)
-
-    def _close(self, name: str) -> None:
-        fd: int = getattr(self, name)
-        if fd >= 0:
-            if fd in self.host.selector.get_map():
-                self.host.selector.unregister(fd)
-            os.close(fd)
-            setattr(self, name, -1)
-
-    def _forget_child(self) -> None:
-        for name in ("_results_out", "_pidfd", "_jobs_in"):
-            self._close(name)
-        take_tail(self._stdout), take_tail(self._stderr)
-        self._cell.close()
-        if os.access(self._stage, os.F_OK):
-            shutil.rmtree(self._stage, ignore_errors=True)
-        self._process, self.pid, self._cause, self._meant = None, 0, None, None
-        self._setup_over_s = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 __all__ = ["own_bytes", "resident_bytes"]
 
@@ -14,11 +13,11 @@ def resident_bytes(pid: int) -> int:
     """Of the process and its descendants, from /proc; shared pages count for each."""
     total, todo = 0, [pid]
     while todo:
-        process = Path(f"/proc/{todo.pop()}")
+        process = f"/proc/{todo.pop()}"
         try:
-            total += int((process / "statm").read_text().split()[1]) * _PAGE_BYTES
-            for thread in (process / "task").iterdir():
-                todo += map(int, (thread / "children").read_text().split())
+            total += int(_read(f"{process}/statm").split()[1]) * _PAGE_BYTES
+            for thread in os.listdir(f"{process}/task"):
+                todo += map(int, _read(f"{process}/task/{thread}/children").split())
         except (OSError, IndexError, ValueError):
             continue  # it has ended
     return total
@@ -26,5 +25,9 @@ def resident_bytes(pid: int) -> int:
 
 def own_bytes() -> int:
     """Of this process alone; opened anew each time, because tasks may close any descriptor."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE_BYTES
+    return int(_read("/proc/self/statm").split()[1]) * _PAGE_BYTES
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

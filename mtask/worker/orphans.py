@@ -13,10 +13,10 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-__all__ = ["MARK", "scratch_prefix", "watch_for_orphans"]
+__all__ = ["MARK", "kill_all_with", "scratch_prefix", "watch_for_orphans"]
 
 MARK = "MTASK_WORKER"
 """The variable that holds the worker's name, in the environment of all that it runs."""
@@ -75,7 +75,7 @@ def main(worker: str, supervisor: int, temporary: str) -> None:
             select.select([death], [], [])
     began_s = quiet_since_s = time.monotonic()
     while time.monotonic() - quiet_since_s < QUIET_S:
-        if kill_all_of(worker, spared):
+        if kill_all_with(f"{MARK}={worker}\0", spared):
             quiet_since_s = time.monotonic()
         time.sleep(0.05 if quiet_since_s - began_s < 10 else 1)  # one may be stuck in a dead file system
     remove_scratch_of(worker, temporary)
@@ -89,11 +89,11 @@ def remove_scratch_of(worker: str, temporary: str) -> None:
             shutil.rmtree(os.path.join(temporary, name), ignore_errors=True)
 
 
-def kill_all_of(worker: str, spared: set[int]) -> bool:
-    """The processes of the worker, and their groups but those spared. Was there any?"""
+def kill_all_with(variable: str, spared: Collection[int] = ()) -> bool:
+    """The processes with a variable that begins so (NAME=value), and their groups but those spared. Was there any?"""
     found = False
     for name in os.listdir("/proc"):
-        if name.isdecimal() and _is_of(worker, name):
+        if name.isdecimal() and _has(variable, name):
             found = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 group = os.getpgid(int(name))
@@ -103,10 +103,10 @@ def kill_all_of(worker: str, spared: set[int]) -> bool:
     return found
 
 
-def _is_of(worker: str, pid: str) -> bool:
+def _has(variable: str, pid: str) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return os.fsencode(f"{MARK}={worker}") in file.read().split(b"\0")
+            return b"\0" + os.fsencode(variable) in b"\0" + file.read()
     except OSError:
         return False  # it has ended, or is somebody else's
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 
 from mtask.spec import TAIL_BYTES
 
@@ -16,6 +15,8 @@ MOST_BYTES = 64 * 1024 * 1024
 
 def new_output() -> int:
     """A descriptor of a nameless file that is appended to, also when it was cut in between."""
+    import tempfile  # not needed by children, which take what they find
+
     fd, path = tempfile.mkstemp(prefix="mtask-output-")
     os.unlink(path)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 __all__ = ["signal_group", "spawn"]
 
-_DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]
-"""Python ignores these; a command should not."""
+_DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT]
+"""Python, or a worker's child, ignores these; a command should not."""
 
 
 def spawn(

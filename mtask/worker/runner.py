@@ -22,7 +22,7 @@ from mtask.worker.output import take_tail, trim
 from mtask.worker.process import signal_group
 from mtask.worker.room import Share
 
-__all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt", "why_it_died"]
+__all__ = ["HOSTNAME", "Cause", "Host", "Runner", "failed_attempt"]
 
 KILL_AFTER_S = 5.0
 """Between SIGTERM and SIGKILL, where nothing else is said."""
@@ -162,6 +162,7 @@ class Runner:
     def stop_task(self, cause: Cause, *, grace_s: float = KILL_AFTER_S) -> None:
         """SIGTERM to the running task's process group; SIGKILL after `grace_s`."""
         if self._cause is None:
+            self._hold()
             running = self.running()
             self._meant = running[:2] if running is not None else None
             self._cause, self._kill_at_s = cause, time.monotonic() + grace_s
@@ -197,6 +198,9 @@ class Runner:
 
     # -- for the two kinds --------------------------------------------------------------------------
 
+    def _hold(self) -> None:
+        """Whatever becomes of the signal that is about to be sent, no other task begins."""
+
     def _signal(self, number: int) -> None:
         """To the process group. The process itself must not have been waited for."""
         if self.pid:
@@ -224,18 +228,6 @@ class Runner:
         now_s = time.monotonic()
         began_s, self._over_s = max(job.began_s, self._over_s), now_s
         self.host.job_over(now_s - began_s)
-
-
-def why_it_died(status: int) -> Failure:
-    """From an exit status; -N stands for signal N."""
-    if status >= 0:
-        return Failure(reason=Reason.EXIT, type="exit", message=f"exit status {status}")
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-    return Failure(reason=Reason.SIGNAL, type=name, message=f"killed by {name}{hint}")
 
 
 def failed_attempt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mtask.requirements import Capabilities
+from mtask.worker.commands import CommandRunner
 from mtask.worker.functions import FunctionRunner
 from mtask.worker.held import Job
 from mtask.worker.room import Share
@@ -37,13 +38,13 @@ class Slot:
                 max_memory_per_child_bytes=max_memory_per_child_bytes,
                 forks=forks,
             ),
-            False: lambda: _command_runner(host, machine),
+            False: lambda: CommandRunner(host, machine=machine, forks=forks),
         }
         self._runners: dict[bool, Runner] = {}
 
-    def warm(self, share: Share) -> None:
-        """Have a function's process with this share there before there is one to run."""
-        self._runner(True).warm(share)
+    def warm(self, share: Share, functions: bool) -> None:
+        """Have the process for functions, or commands, with this share there before there is one to run."""
+        self._runner(functions).warm(share)
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -100,12 +101,6 @@ class Slot:
     def close(self) -> None:
         for runner in self._runners.values():
             runner.close()
-
-
-def _command_runner(host: Host, machine: Capabilities | None) -> Runner:
-    from mtask.worker.commands import CommandRunner  # with all that reads commands: worth 10 ms
-
-    return CommandRunner(host, machine=machine)
 
 
 def _is_function(job: Job) -> bool:

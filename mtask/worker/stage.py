@@ -1,7 +1,7 @@
 """Brings an attempt's inputs to this machine, and puts its outputs where they belong.
 
-It works in the process that runs the attempt, or beside it (`mtask.worker.porter`), never in the supervisor: a store
-that hangs can be ended with the attempt.
+It works in the process that runs the attempt, or starts it, never in the supervisor: a store that hangs can be ended
+with the attempt.
 """
 
 from __future__ import annotations

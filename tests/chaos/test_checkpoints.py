@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +87,39 @@ def test_another_worker_finds_what_a_drained_one_has_saved_at_a_url(
     assert second.exit_code() == 0
 
 
-def test_a_worker_ends_when_what_it_has_to_remove_is_removed(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    removed = []
+SLOW_STORE = """
+import os, time
+from fsspec.implementations.memory import MemoryFileSystem
 
-    def rm(_self: object, path: str, **_kwargs: object) -> None:
-        time.sleep(0.1)
-        removed.append(path)
+def rm(self, path, **_):
+    with open({folder!r} + "/asked", "a") as file:
+        print(os.path.basename(path), file=file)
+    while not os.path.exists({folder!r} + "/go_on"):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    with open({folder!r} + "/removed", "a") as file:
+        print(os.path.basename(path), file=file)
 
-    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "rm", rm)
+MemoryFileSystem.rm = rm
+"""
+
+
+@pytest.fixture
+def slow_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of notes of a store that is slow to remove, and removes nothing before there is a file `go_on`."""
+    folder = site.folder / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SLOW_STORE.format(folder=str(folder)))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return folder
+
+
+def test_a_worker_ends_when_what_it_has_to_remove_is_removed(site: Site, slow_store: Path) -> None:
+    (slow_store / "go_on").touch()
     bag = site.manager.submit([{"x": x} for x in range(5)], run="true", bag="bag")
     options = Options(checkpoints="memory://slow", max_tasks=5)
     Worker(site.manager.queue, site.manager.table, options).run()
-    assert [Path(path).name for path in removed] == list("01234")
+    assert (slow_store / "removed").read_text().split() == list("01234")
     assert bag.finished()
 
 
@@ -115,25 +133,17 @@ def test_a_place_may_be_the_root_of_a_store(site: Site, functions: str, place: s
     assert result.value.startswith(place)
 
 
-def test_a_store_that_is_slow_to_remove_stops_nothing_else(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def rm(*_args: object, **_kwargs: object) -> None:
-        asked.set()
-        go_on.wait(30)
-
-    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "rm", rm)
+def test_a_store_that_is_slow_to_remove_stops_nothing_else(site: Site, slow_store: Path) -> None:
     bag = site.manager.submit([{"x": x} for x in range(5)], run="true", bag="bag")
     worker = Worker(site.manager.queue, site.manager.table, Options(checkpoints="memory://slow"))
     thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
     try:
         wait_for(lambda: bag.counts().done == 5, "all are done", timeout_s=10)
-        assert asked.is_set()
+        wait_for((slow_store / "asked").exists, "the first is to be removed")
+        assert not (slow_store / "removed").exists()
     finally:
-        go_on.set()
+        (slow_store / "go_on").touch()
         worker.drain()
         thread.join(10)
     assert not thread.is_alive()

@@ -39,7 +39,7 @@ def test_what_runs_may_end_and_the_rest_is_elsewhere_at_once(site: Site) -> None
     first.terminate()
     second = site.start_worker("-j", "8")
     took_s = wait_for(lambda: len(site.begun(second)) > 0, "the others have what hadn't started")
-    assert took_s < 3, "at once, not when the lease of 60 s is over"
+    assert took_s < 10, "at once, not when the lease of 60 s is over"
     assert first.alive, "it stays for what it runs"
     assert site.begun(first).isdisjoint(site.begun(second))
 

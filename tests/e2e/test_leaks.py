@@ -99,7 +99,7 @@ def test_both_limits_may_be_given(run):
 
 def test_a_process_that_should_end_and_does_not_is_killed(run, command, monkeypatch):
     """Python waits for the threads that a function has left behind."""
-    monkeypatch.setattr("mtask.worker.functions.KILL_AFTER_S", 0.2)
+    monkeypatch.setattr("mtask.worker.feeding.KILL_AFTER_S", 0.2)
     command.write("threads", "")
     assert len({task.pid for task in run(2, 300 * MB, *LIMIT)}) == 2
 

@@ -44,9 +44,11 @@ def test_who_has_it_already_keeps_it() -> None:
     assert kept.__name__ in imported(program + "import typing_extensions; assert t is typing_extensions")
 
 
-def test_a_child_imports_no_more_than_it_needs() -> None:
+@pytest.mark.parametrize("kind", ["calls", "spawning"])
+def test_a_child_imports_no_more_than_it_needs(kind: str) -> None:
     modules = imported(
-        "from mtask.start import import_msgspec; import_msgspec(); from mtask.worker.child import main"
+        "from mtask.start import import_msgspec; import_msgspec(); from mtask.worker.child import main; "
+        f"import mtask.worker.{kind}"
     )
     unwanted = {
         "typing_extensions",

@@ -13,18 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtask.arguments import MOST_TEXT_BYTES, check_command_lines, check_program, check_words
 from mtask.errors import InputError, UsageError
 from mtask.sources import Chunk, encode_rows
-from mtask.template import (
-    MOST_TEXT_BYTES,
-    Template,
-    check_command_lines,
-    check_program,
-    check_words,
-    shell_environment,
-    split_command,
-    text_of,
-)
+from mtask.template import Template, shell_environment, split_command, text_of
 
 COLUMNS = ("id", "reads", "my col")
 NASTY = ["; rm -rf ~", "$(id)", "`id`", "a b", "'", '"', "\\", "{reads}", "{{", "*", "-rf", "", "a\nb", "ä😀"]

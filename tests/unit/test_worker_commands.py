@@ -23,6 +23,7 @@ from mtask.worker import runner
 from mtask.worker.commands import CommandRunner
 from mtask.worker.held import Held, Job
 from mtask.worker.room import Share
+from mtask.worker.wire import Cell
 from tests.unit.worker_kit import FakeHost, Place, exists, held_of, wait_until
 
 
@@ -171,23 +172,13 @@ def test_standard_input_is_empty(place: Place) -> None:
     assert result.state is State.DONE
 
 
-def test_the_next_command_runs_while_the_end_of_one_is_written_down() -> None:
-    """What both print, and leave in their directories, is kept apart."""
+def test_what_each_command_prints_and_leaves_is_kept_apart() -> None:
     host = FakeHost()
     made = CommandRunner(host)
-    running: list[int] = []
-    noted = host.attempts_ended
-
-    def attempts_ended(job: Job, results: list[Result], size_bytes: int = 0) -> None:
-        running.append(made.pid)
-        noted(job, results, size_bytes)
-
-    host.attempts_ended = attempts_ended  # type: ignore[method-assign]
     script = 'ls -A "$TMPDIR"; touch "$TMPDIR/{x}"; echo {x}; echo {x}{x} >&2'
     made.start(Job(_held([[x] for x in range(5)], kind="run", target=("sh", "-c", script)), 0, 5))
     host.run_until(lambda: host.over)
     made.close()
-    assert [bool(pid) for pid in running] == [True] * 4 + [False]
     assert [result.stdout for result in host.results] == [f"{x}\n" for x in range(5)]
     assert [result.stderr for result in host.results] == [f"{x}{x}\n" for x in range(5)]
 
@@ -311,7 +302,7 @@ def test_a_row_s_own_need_of_memory_is_its_limit() -> None:
 
     def checked() -> int:
         made.check()
-        return host.over
+        return len(host.results)
 
     host.run_until(checked)
     made.close()
@@ -388,6 +379,7 @@ def test_rows_that_dont_fit_the_columns_are_found_before_anything_runs(tmp_path:
     target = ("touch", f"{tmp_path}/{{x}}")
     job = Job(_held([["a"], ["b", "too many"], ["c"]], kind="run", target=target), 0, 3)
     made.start(job)
+    host.run_until(lambda: host.bad)
     assert [(bad, "columns" in why) for bad, why in host.bad] == [(job, True)]
     assert not made.jobs
     assert list(tmp_path.iterdir()) == []
@@ -398,10 +390,11 @@ def test_a_runner_that_is_closed_kills_what_it_runs() -> None:
     host = FakeHost()
     made = CommandRunner(host)
     made.start(Job(_held([[1]], kind="run", target=("sleep", "600")), 0, 1))
-    pid = made.pid
-    assert exists(pid)
+    host.run_until(lambda: made._cell.words[Cell.COMMAND])
+    pids = made.pid, made._cell.words[Cell.COMMAND]
+    assert all(map(exists, pids))
     made.close()
-    assert not exists(pid)
+    assert not any(map(exists, pids))
 
 
 def test_many_commands_leave_no_descriptor_open(place: Place) -> None:

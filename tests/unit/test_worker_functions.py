@@ -16,7 +16,7 @@ from mtask.errors import BackendError
 from mtask.manager import connect
 from mtask.model import Reason, Result, State
 from mtask.requirements import Requirements
-from mtask.worker import functions
+from mtask.worker import feeding, runner
 from mtask.worker.supervisor import Worker
 from tests.unit.worker_kit import Place, exists, wait_until, watchdog
 
@@ -243,7 +243,7 @@ def pids(worker: Worker) -> list[int]:
 @pytest.mark.parametrize(("tasks", "started"), [(2, 2), (7, 3)])
 def test_processes_can_be_there_before_the_tasks(place: Place, tasks: int, started: int) -> None:
     worker = place.worker(slots=3)
-    worker.warm(Requirements(), tasks)
+    worker.warm(Requirements(), tasks, functions=True)
     before = pids(worker)
     assert len(set(before)) == started
     bag = place.submit("whoami", [{"x": x} for x in range(tasks)])
@@ -254,7 +254,7 @@ def test_processes_can_be_there_before_the_tasks(place: Place, tasks: int, start
 
 def test_processes_that_are_not_needed_end(place: Place) -> None:
     worker = place.worker(slots=2)
-    worker.warm(Requirements(), 2)
+    worker.warm(Requirements(), 2, functions=True)
     before = pids(worker)
     worker.discard()
     assert before
@@ -263,7 +263,7 @@ def test_processes_that_are_not_needed_end(place: Place) -> None:
 
 def test_what_needs_processes_of_its_own_has_none_before(place: Place) -> None:
     worker = place.worker(slots=2, gpus=("0", "1"))
-    worker.warm(Requirements(gpus=1), 2)
+    worker.warm(Requirements(gpus=1), 2, functions=True)
     assert not pids(worker)
     worker.discard()
 
@@ -271,7 +271,7 @@ def test_what_needs_processes_of_its_own_has_none_before(place: Place) -> None:
 def test_children_that_never_come_up_stop_the_worker_with_what_they_said(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(functions, "_START", "import sys; sys.exit('no licence')")
+    monkeypatch.setattr(feeding, "_START", "import sys; sys.exit('no licence')")
     place.submit("double", [{"x": 1}])
     with watchdog(), pytest.raises(BackendError, match=r"die at once.*exit status 1.*no licence"):
         place.worker().run()
@@ -279,7 +279,7 @@ def test_children_that_never_come_up_stop_the_worker_with_what_they_said(
 
 
 def test_a_child_that_cant_be_started_stops_the_worker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(feeding.sys, "executable", "/no/such/python")
     place.submit("double", [{"x": 1}])
     with watchdog(), pytest.raises(BackendError, match="can't start a child process"):
         place.worker().run()
@@ -309,8 +309,7 @@ def test_a_task_over_its_time_is_ended_and_its_neighbours_are_not(place: Place, 
 
 
 def test_a_task_that_doesnt_hear_sigterm_is_killed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions.FunctionRunner.stop_task, "__kwdefaults__", {"grace_s": 0.3})
-    monkeypatch.setattr(functions.Runner.stop_task, "__kwdefaults__", {"grace_s": 0.3})
+    monkeypatch.setattr(runner.Runner.stop_task, "__kwdefaults__", {"grace_s": 0.3})
     bag = place.submit("stops", [{"x": "deaf"}, {"x": "not"}], per_message=2, timeout_s=0.3)
     deaf, after = place.work(bag)
     assert deaf.error is not None
