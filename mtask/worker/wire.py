@@ -79,19 +79,20 @@ class Frames:
 
 
 class Cell:
-    """Memory that a supervisor shares with one child: ten 64-bit words, then a buffer of results.
+    """Memory that a supervisor shares with one child: eleven 64-bit words, then a buffer of results.
 
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND = range(10)
+    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND, TOLD = range(11)
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
     clock). FILLED: bytes of results in the buffer; FIRST: the first one's offset; PORTION: counts the times
     the buffer was emptied; SPENT: 1 when it will begin no other task, and end. SETUP_NS: while a setup function of
     that task runs, how long it may take; then STARTED_NS is its start. COMMAND: the
-    pid, and process group, of the command that runs; 0: none. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
+    pid, and process group, of the command that runs; 0: none; -1: it is being started. The supervisor writes EPOCH, the
+    barrier, STOPPING: 1 when it drains, and TOLD: 1 when a signal to a child that starts commands is its own."""
 
-    WORDS = 10
+    WORDS = 11
     BUFFER_BYTES = 256 * 1024
 
     def __init__(self, fd: int) -> None:
