@@ -269,3 +269,54 @@ def test_the_record_of_a_killed_command_is_whole_also_if_cleaning_takes_long(
     assert result.error is not None
     assert (result.error.reason, result.exit_code, result.stdout) == (Reason.TIMEOUT, -9, "out\n")
     assert result.peak_bytes
+
+
+# -- dying ------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_is_just_being_started_goes_with_its_child(
+    bench: Bench, rng: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for turn in range(10):
+        monkeypatch.setenv("MARK", f"{tmp_path}/{turn}.")
+        bench.start("true")
+        bench.until(bench.idle)
+        one = bench.start("exec sleep 60")
+        words = bench.runner._cell.words
+        while not words[Cell.COMMAND]:
+            pass
+        kill_at_s = time.monotonic() + rng.choice([0, 0.0002, 0.0005])
+        while time.monotonic() < kill_at_s:
+            pass
+        os.kill(bench.runner.pid, signal.SIGKILL)
+        bench.until(lambda: not bench.runner.pid)
+        wait_until(lambda turn=turn: not alive(f"MARK={tmp_path}/{turn}."), timeout_s=1)
+        assert [result.index for result in bench.failed] == all_of([one])
+        bench.host.results.clear()
+
+
+def test_where_ended_children_are_ignored_a_command_is_waited_for_nevertheless() -> None:
+    """As its parent may have told the worker, and the worker its child."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        bench = Bench()
+        one = bench.start("exit 3")
+        bench.until(bench.idle)
+        signal.signal(signal.SIGCHLD, before)
+        bench.runner.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert [(result.index, result.exit_code) for result in bench.failed] == [(*all_of([one]), 3)]
+
+
+def test_each_child_has_a_folder_of_its_own(bench: Bench) -> None:
+    """What a command left there can perhaps not be removed by this user."""
+    folders = set()
+    for _ in range(2):
+        bench.host.results.clear()
+        bench.start('echo "$TMPDIR"')
+        bench.until(bench.idle)
+        folders.add(bench.host.results[0].stdout)
+        os.kill(bench.runner.pid, signal.SIGKILL)
+        bench.until(lambda: not bench.runner.pid)
+    assert len(folders) == 2
