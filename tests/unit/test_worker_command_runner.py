@@ -274,25 +274,26 @@ def test_the_record_of_a_killed_command_is_whole_also_if_cleaning_takes_long(
 # -- dying ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("delay_s", [0, 0.0003, 0.005])
 def test_a_command_that_is_just_being_started_goes_with_its_child(
-    bench: Bench, rng: random.Random, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_s: float
 ) -> None:
-    for turn in range(10):
-        monkeypatch.setenv("MARK", f"{tmp_path}/{turn}.")
-        bench.start("true")
-        bench.until(bench.idle)
-        one = bench.start("exec sleep 60")
-        words = bench.runner._cell.words
-        while not words[Cell.COMMAND]:
-            pass
-        kill_at_s = time.monotonic() + rng.choice([0, 0.0002, 0.0005])
-        while time.monotonic() < kill_at_s:
-            pass
-        os.kill(bench.runner.pid, signal.SIGKILL)
-        bench.until(lambda: not bench.runner.pid)
-        wait_until(lambda turn=turn: not alive(f"MARK={tmp_path}/{turn}."), timeout_s=1)
-        assert [result.index for result in bench.failed] == all_of([one])
-        bench.host.results.clear()
+    """It takes long until its program is found."""
+    monkeypatch.setenv("MARK", f"{tmp_path}.")
+    monkeypatch.setenv("PATH", "/a:" * 40_000 + os.environ["PATH"])
+    host = FakeHost()
+    made = CommandRunner(host)
+    one = Job(held_of(1, kind="run", target=("sleep", "60")), 0, 1)
+    made.start(one)
+    words = made._cell.words
+    while not words[Cell.COMMAND]:
+        pass
+    time.sleep(delay_s)
+    os.kill(made.pid, signal.SIGKILL)
+    host.run_until(lambda: not made.pid)
+    wait_until(lambda: not alive(f"MARK={tmp_path}."), timeout_s=1)
+    assert [result.index for result in host.results] == [0]
+    made.close()
 
 
 def test_where_ended_children_are_ignored_a_command_is_waited_for_nevertheless() -> None:
