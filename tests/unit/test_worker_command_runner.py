@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from mtask.model import Reason, Result, State
+from mtask.worker import commands
 from mtask.worker.commands import CommandRunner
 from mtask.worker.held import Held, Job
 from mtask.worker.runner import Cause
@@ -321,3 +322,32 @@ def test_each_child_has_a_folder_of_its_own(bench: Bench) -> None:
         os.kill(bench.runner.pid, signal.SIGKILL)
         bench.until(lambda: not bench.runner.pid)
     assert len(folders) == 2
+
+
+def test_a_child_that_doesnt_obey_is_killed_with_its_command(
+    bench: Bench, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "OBEY_S", 0.2)
+    one = bench.start(f"touch {begun}; echo out; setsid sleep 60", timeout_s=60)
+    bench.until(begun.exists)
+    folder = bench.runner._folder
+    os.kill(bench.runner.pid, signal.SIGSTOP)
+    bench.runner.stop_task(Cause.TIMEOUT, grace_s=0.1)
+    bench.until(lambda: not bench.runner.pid)
+    wait_until(lambda: not alive(f"MTASK_SCRATCH={folder}"), timeout_s=1)
+    (result,) = bench.failed
+    assert result.error is not None
+    assert (result.index, result.error.reason, result.stdout) == (*all_of([one]), Reason.TIMEOUT, "out\n")
+
+
+def test_a_runner_closed_at_any_moment_leaves_no_process(rng: random.Random) -> None:
+    for _ in range(6):
+        bench = Bench()
+        for _ in range(2):
+            bench.start(f"touch $TMPDIR/file; {rng.choice(['true', DEAF.format(begun='/dev/null')])}", 20)
+        bench.turn_for(rng.uniform(0, 0.03))
+        pid, folder = bench.runner.pid, bench.runner._folder
+        bench.runner.close()
+        assert not exists(pid)
+        assert not alive(f"MTASK_SCRATCH={folder}/")
+        assert not Path(folder).exists()
