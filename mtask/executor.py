@@ -1,8 +1,8 @@
 """`mtask.Executor`: a `concurrent.futures.Executor` whose futures are tasks.
 
 Calls wait here until a slot is about to be free, so that a future can be cancelled until then. One
-thread runs the worker; another sends the calls, but for one that comes when nothing runs, which is sent
-at once. The worker's recorder gives the futures their results.
+thread runs the worker, and gives the futures their results; another sends the calls, but for one that comes
+when a slot is free, which is given to the worker at once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from mtask.binding import Binder
 from mtask.errors import BackendError, InputError, UsageError
+from mtask.lanes import Lanes
 from mtask.local import Workshop, parameters_of, slots_or_cpus, task_error, worker_options
+from mtask.memory import MemoryQueue
 from mtask.model import Bag, Block, Message, Result
 from mtask.packing import fit
-from mtask.portion import Portion, expanded
+from mtask.portion import Portion
 from mtask.queue import send_all
 from mtask.requirements import Lane
 from mtask.sources import Chunk, encode_rows
@@ -59,9 +61,9 @@ class Executor(futures.Executor):
         self._workshop = Workshop()
         self._functions: dict[Any, _Function] = {}
         self._waiting: deque[_Call] = deque()
-        self._sent: dict[tuple[str, int], futures.Future[Any]] = {}
+        self._sent: dict[tuple[str, int], _Future[Any]] = {}
         self._changed = threading.Condition()
-        self._pace = _Pace(slots)
+        self._slots, self._pace = slots, _Pace(slots)
         self._shut = self._over = False
         self._broken: BaseException | None = None
         self._settler: threading.Thread | None = None
@@ -69,9 +71,15 @@ class Executor(futures.Executor):
         self._owed: list[_Call] = []
         """Calls that may have been sent, or not."""
         self._pid = os.getpid()
-        manager = self._workshop.manager
-        settings = worker_options(spec, slots, self._workshop)
-        self._worker = Worker(manager.queue, manager.table, settings, on_written=self._on_written)
+        self._memory = MemoryQueue()
+        self._queue = Lanes(self._memory)
+        self._worker = Worker(
+            self._queue,
+            self._workshop.manager.table,
+            worker_options(spec, slots, self._workshop),
+            on_written=self._on_written,
+            on_done=self._on_done,
+        )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._work,), name="mtask-worker", daemon=True),
             threading.Thread(target=self._guarded, args=(self._watch,), name="mtask-futures", daemon=True),
@@ -91,16 +99,16 @@ class Executor(futures.Executor):
             function = self._functions.get(fn)
             if function is None:
                 function = self._functions[fn] = _Function(fn, self._workshop, self._options)
-            future: futures.Future[T] = futures.Future()
+            future: _Future[T] = _Future()
             self._waiting.append(_Call(function, function.row(args, kwargs), future))
-            if self._sent:
+            if len(self._sent) >= self._slots:
                 if len(self._sent) < self._pace.most_ahead():
                     self._changed.notify_all()
                 return future
             calls = self._next_calls()
         tried = False
         try:
-            self._send(calls)
+            self._send(calls, at_once=True)
             tried = True
         except Exception as error:
             self._break(error)
@@ -152,10 +160,29 @@ class Executor(futures.Executor):
         for future in running:
             future.set_exception(error)
 
+    def _on_done(self, portion: Portion) -> bool:
+        """Give the futures theirs before the rows are written, in the worker's main thread: the table is gone before
+        anybody could miss them there. A callback may take long: a future that has one waits for `_on_written`."""
+        left = self._give(portion.results(), waits=False)
+        self._note(portion.count)
+        return not left
+
     def _on_written(self, results: Sequence[Result | Portion]) -> None:
         """Give the futures theirs, in the thread that has written them."""
         self._settler = threading.current_thread()
-        ended = self._give(expanded(results))
+        single = [each for each in results if isinstance(each, Result)]
+        self._give(single)
+        for each in results:
+            if isinstance(each, Portion) and self._is_awaited(each):
+                self._give(each.results())
+        self._note(len(single))
+
+    def _is_awaited(self, portion: Portion) -> bool:
+        indexes = range(portion.first, portion.first + portion.count)
+        with self._changed:
+            return any((portion.bag, index) in self._sent for index in indexes)
+
+    def _note(self, ended: int) -> None:
         with self._changed:
             self._pace.note(ended)
             if self._waiting or self._shut:
@@ -196,8 +223,8 @@ class Executor(futures.Executor):
                 call.function.count += 1
         return calls
 
-    def _send(self, calls: list[_Call]) -> None:
-        table, queue = self._workshop.manager.table, self._workshop.manager.queue
+    def _send(self, calls: list[_Call], *, at_once: bool = False) -> None:
+        """`at_once`: there is a free slot."""
         messages, large = [], []
         for function, row, _, index, check in calls:
             block = Block(
@@ -208,13 +235,19 @@ class Executor(futures.Executor):
                 rows=b"[" + row + b"]",
                 lane=function.lane.name,
             )
-            message = fit(Message.of(function.bag, block, check=check), queue.limits.message_bytes)
+            message = fit(Message.of(function.bag, block, check=check), self._queue.limits.message_bytes)
             messages.append(message)
             if not message.has_rows:
                 large.append(block)
         if large:  # the others need no copy: nobody repairs a bag that ends with this process
-            table.put_blocks(large)
-        send_all(queue, messages)
+            self._workshop.manager.table.put_blocks(large)
+        if at_once and len(messages) == 1 and not (large or messages[0].lane):
+            # Another thread needn't be woken for it.
+            lease_s, now_s = calls[0].function.bag.spec.lease_s, time.monotonic()
+            delivery = self._memory.lend(messages[0], lease_s=lease_s)
+            self._worker.hand(delivery, lease_s=lease_s, asked_s=now_s)
+        else:
+            send_all(self._queue, messages)
 
     def _collect(self) -> None:
         """Give the futures what the table has of theirs."""
@@ -227,15 +260,31 @@ class Executor(futures.Executor):
         for name, those in indexes.items():
             self._give(table.results(name, indexes=those))
 
-    def _give(self, results: Iterable[Result]) -> int:
-        """To the futures; returns how many there were."""
-        found = list(results)
-        for result in found:
+    def _give(self, results: Iterable[Result], *, waits: bool = True) -> int:
+        """To the futures, only to those without callbacks unless this thread `waits` for theirs; returns how many were
+        left."""
+        left = 0
+        for result in results:
+            place = result.bag, result.index
             with self._changed:
-                future = self._sent.pop((result.bag, result.index), None)
-            if future is not None:
-                _settle(future, result)
-        return len(found)
+                future = self._sent.get(place)
+                if future is None:
+                    continue
+                if future.calls and not waits:
+                    left += 1
+                    continue
+                del self._sent[place]
+            _settle(future, result)
+        return left
+
+
+class _Future(futures.Future[T]):
+    calls = False
+    """Is anybody to be called when it has its result?"""
+
+    def add_done_callback(self, fn: Callable[[futures.Future[T]], object]) -> None:
+        self.calls = True
+        super().add_done_callback(fn)
 
 
 class _Function:
@@ -255,18 +304,23 @@ class _Function:
         self.bag = Bag(name=name, spec=spec, columns=columns, lanes=lanes, total=MOST, source="Executor")
         self.count = 0
         self._signature = inspect.signature(function)
+        kinds = [parameter.kind for parameter in self._signature.parameters.values()]
+        self._positional = -1 if inspect.Parameter.KEYWORD_ONLY in kinds else len(kinds)
+        """So many positional arguments leave nothing to be said; -1: never."""
         self._binder = Binder(function, columns, textual=False)
         workshop.manager.table.create_bag(self.bag)
         workshop.manager.table.put_lanes(lanes)
 
     def row(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises TypeError and UsageError."""
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        columns = self.bag.columns
+        columns, given = self.bag.columns, args
+        if kwargs or len(args) != self._positional:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = tuple(bound.arguments[name] for name in columns)
         if not columns:
             return b"[]"
-        chunk = Chunk(range(1, 2), [[bound.arguments[name]] for name in columns])
+        chunk = Chunk(range(1, 2), [[value] for value in given])
         try:
             (row,) = encode_rows(self._binder.wire(chunk), columns)
         except InputError as error:
@@ -280,7 +334,7 @@ class _Call(NamedTuple):
 
     function: _Function
     row: bytes
-    future: futures.Future[Any]
+    future: _Future[Any]
     at: int = -1
     """Its index in the bag, once it has one."""
     check: bool = False
@@ -293,17 +347,19 @@ class _Pace:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._seen: deque[tuple[float, int]] = deque()
+        self._ended = 0
+        """Of all that are in it."""
 
     def note(self, ended: int) -> None:
         now_s = time.monotonic()
         if ended:
             self._seen.append((now_s, ended))
+            self._ended += ended
         while self._seen and now_s - self._seen[0][0] > AHEAD_S:
-            self._seen.popleft()
+            self._ended -= self._seen.popleft()[1]
 
     def most_ahead(self) -> int:
-        ended = sum(ended for _, ended in self._seen)
-        return min(MOST_AHEAD, self._slots + 1 + 2 * max(0, ended - self._slots))
+        return min(MOST_AHEAD, self._slots + 1 + 2 * max(0, self._ended - self._slots))
 
 
 def _settle(future: futures.Future[Any], result: Result) -> None:

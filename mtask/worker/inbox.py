@@ -18,6 +18,8 @@ class Inbox:
         self.fd, self._bell = os.pipe()
         os.set_blocking(self.fd, False)
         os.set_blocking(self._bell, False)
+        self._rung = False
+        """Is the reader about to read?"""
 
     def __bool__(self) -> bool:
         return bool(self._events)
@@ -25,13 +27,17 @@ class Inbox:
     def post(self, event: Callable[[], None]) -> None:
         """From any thread, or a signal's handler."""
         self._events.append(event)
-        with contextlib.suppress(OSError):  # the reader is awake already, or has stopped
+        if self._rung:  # and the reader will see this one, too
+            return
+        self._rung = True
+        with contextlib.suppress(OSError):  # the reader has stopped
             os.write(self._bell, b"!")
 
     def awake(self) -> None:
-        """The reader is: `fd` is not readable any more, until there is another event."""
+        """The reader is, and about to `read`: `fd` is not readable any more, until there is another event."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 4096)
+        self._rung = False  # not before: a bell that was rung meanwhile would be lost with this one
 
     def read(self) -> None:
         while self._events:

@@ -44,8 +44,10 @@ class Outcomes:
         inbox: Inbox,
         hands_on: bool,
         on_broken: Callable[[BackendError], None],
+        on_done: Callable[[Portion], bool] = lambda _: False,
     ) -> None:
-        """`hands_on`: can it send what it doesn't run itself? `on_broken`: it can run nothing at all."""
+        """`hands_on`: can it send what it doesn't run itself? `on_broken`: it can run nothing at all. `on_done`: see
+        `Worker`."""
         self.name, self.selector, self.notes = name, selector, notes
         self.path, self.checkpoints = options.path, options.checkpoints
         self.done = self.failed = 0
@@ -54,7 +56,7 @@ class Outcomes:
         self._bags, self._expenses, self._submits = bags, expenses, submits
         self._recorder, self._gathered, self._inbox = recorder, gathered, inbox
         self._hands_on = hands_on and not options.alone
-        self._on_broken = on_broken
+        self._on_broken, self._on_done = on_broken, on_done
 
     @property
     def ended(self) -> int:
@@ -75,7 +77,11 @@ class Outcomes:
         self.done += portion.count
         self._expenses.ended(job.held.bag.uid, portion.count)
         if not job.held.lost:
-            self._recorder.portion_done(job.held, portion)
+            # What is held counts as running where that is limited.
+            if self._on_done(portion) and not job.held.lane.limited:
+                self._gathered.add_told(job.held, portion)
+            else:
+                self._recorder.portion_done(job.held, portion)
 
     def _gives_back(self, job: Job, results: list[Result]) -> bool:
         """A function that isn't known here may be known to another worker, of a newer version of its program."""

@@ -129,6 +129,14 @@ class Receiver(Service):
             self._wake.notify()
         self._queue.wake()
 
+    def hand(self, delivery: Delivery, *, lease_s: float, asked_s: float) -> None:
+        """Have one looked at in the caller's thread, who has received it from the main lane."""
+        try:
+            self._inspector.look_at(delivery, Lease(length_s=lease_s, asked_s=asked_s, received_s=asked_s))
+        except BackendError as problem:
+            self._notes.trouble("table", problem)
+            give_back(self._queue, [delivery])
+
     def quiet(self, rounds: int) -> bool:
         """Is nothing asked for, and nothing on its way to one who has seen so many `rounds`?"""
         with self._wake:

@@ -19,7 +19,7 @@ import msgspec
 from mtask.errors import BackendError, UnavailableError
 from mtask.giveback import give_back
 from mtask.lanes import Lanes
-from mtask.model import Result
+from mtask.model import Delivery, Result
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane, Requirements, can_with, lacking
@@ -71,9 +71,12 @@ class Worker:
         *,
         say: Callable[[str], None] | None = None,
         on_written: Callable[[Sequence[Result | Portion]], None] = lambda _: None,
+        on_done: Callable[[Portion], bool] = lambda _: False,
         name: str | None = None,
     ):
-        """`on_written` is called with results that have been recorded, from another thread; they may be none.
+        """`on_written` is called with results that have been recorded, from another thread; they may be none. `on_done`,
+        with most of those that are done, before they are recorded, from the thread that `run`s the worker and must not
+        wait: it returns whether nobody waits for their rows any more, which may then be written a little later.
         `name`: one that no other worker of this time has."""
         self.queue, self.table, self.options = Lanes.over(queue), table, options
         self.name = name or f"{HOSTNAME}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -117,6 +120,7 @@ class Worker:
             inbox=self._inbox,
             hands_on=self.queue.limits.workers_send,
             on_broken=self._stop_for,
+            on_done=on_done,
         )
         self.slots = [
             Slot(
@@ -186,6 +190,11 @@ class Worker:
         """Give back what hasn't started, and stop when what runs has ended, or after the grace."""
         self._inbox.post(lambda: self._drain(reason, grace_s))
 
+    def hand(self, delivery: Delivery, *, lease_s: float, asked_s: float) -> None:
+        """Run what the caller has received from the queue (not from another lane of it) because this worker has a free
+        slot. The lease began at `asked_s` (monotonic clock) or later."""
+        self._receiver.hand(delivery, lease_s=lease_s, asked_s=asked_s)
+
     def cancelled(self, over: dict[str, int]) -> None:
         """These bags (by uid: up to this generation), and no others, are over: stop what runs of them."""
         self._inbox.post(lambda: self._cancelled(over))
@@ -254,7 +263,7 @@ class Worker:
                 key.data()
             self._inbox.read()
             jobs, was_busy = [slot.jobs for slot in self.slots], busy
-            if not all(jobs) or time.monotonic() >= self._gathered.due_s:
+            if (self._gathered.awaited and not all(jobs)) or time.monotonic() >= self._gathered.due_s:
                 self._gathered.pass_on()
             if self.draining and not (
                 any(jobs) or self._dispatcher.ready or not self._receiver.ended or self._inbox

@@ -259,20 +259,52 @@ class TestExecutor:
                 n * n for n in range(2000)
             )
 
-    def test_ctrl_c_while_a_call_is_sent(self, m, monkeypatch):
-        send, times = mtask.executor.send_all, []
-
-        def interrupted(*args, **kwargs):
-            times.append(1)
-            if len(times) == 1:
-                raise KeyboardInterrupt
-            send(*args, **kwargs)
-
-        monkeypatch.setattr(mtask.executor, "send_all", interrupted)
+    @pytest.mark.parametrize("handed", [False, True])
+    def test_ctrl_c_while_a_call_is_sent(self, m, monkeypatch, handed):
         with mtask.Executor(1) as executor:
-            with pytest.raises(KeyboardInterrupt):
+            hand = executor._worker.hand
+
+            def interrupted(*args, **kwargs):
+                if handed:
+                    hand(*args, **kwargs)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(executor._worker, "hand", interrupted)
                 executor.submit(m.power, 3)
+            for future in list(executor._sent.values()):
+                assert future.result(30) == 9
             assert executor.submit(m.power, 4).result(30) == 16
+
+    def test_a_value_is_there_before_its_row(self, m):
+        with mtask.Executor(1) as executor:
+            executor.submit(m.power, 3).result(30)
+            with executor._workshop.manager.table.database.write():  # so that nobody else can
+                assert [executor.submit(m.power, n).result(30) for n in range(3)] == [0, 1, 4]
+
+    def test_all_are_recorded_nevertheless(self, m):
+        with mtask.Executor(2) as executor:
+            list(executor.map(m.power, range(100)))
+            executor.submit(m.power, 100).result(30)
+            table = executor._workshop.manager.table
+            (bag,) = table.bags()
+            deadline = time.monotonic() + 30
+            while table.counts(bag.name).done < 101 or executor._worker.bags_in_use():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert executor._memory.depth() == (0, 0, 0)
+
+    def test_a_callback_that_takes_long_keeps_no_other_future_waiting(self, m, tmp_path):
+        over = threading.Event()
+        with mtask.Executor(1) as executor:
+            first = executor.submit(m.until, str(tmp_path / "go"))
+            first.add_done_callback(lambda _: over.wait(60))
+            second = executor.submit(m.power, 2)
+            (tmp_path / "go").touch()
+            assert second.result(30) == 4
+            assert executor.submit(m.power, 3).result(30) == 9
+            assert not over.is_set()
+            over.set()
 
     def test_a_callback_may_shut_it_down_when_the_worker_has_stopped(self, m):
         executor, over = mtask.Executor(1), threading.Event()

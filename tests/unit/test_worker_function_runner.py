@@ -327,7 +327,8 @@ def test_a_cut_after_the_stop_leaves_the_barrier_up(bench: Bench) -> None:
     rests = bench.runner.cut()
     bench.until(bench.gone)
     assert bench.done == [0]
-    assert offsets(rests) + offsets(bench.host.left) == [1]  # the latter if it looked up to the barrier just then
+    # The latter if it looked up to the barrier just then.
+    assert offsets(rests) + offsets(bench.host.left) == [1]
 
 
 # -- dying ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mtask.model import Result, State
+from mtask.portion import Portion
 from mtask.worker import gathered
 from mtask.worker.dispatcher import Dispatcher
 from mtask.worker.gathered import GATHER_S, Gathered
@@ -21,9 +22,13 @@ from tests.unit.worker_kit import held_of
 class FakeRecorder:
     def __init__(self) -> None:
         self.got: list[tuple[Held, list[int], int]] = []
+        self.portions: list[tuple[Held, Portion]] = []
 
     def attempts_ended(self, held: Held, results: list[Result], size_bytes: int = 0) -> None:
         self.got.append((held, [result.index for result in results], size_bytes))
+
+    def portion_done(self, held: Held, portion: Portion) -> None:
+        self.portions.append((held, portion))
 
     def full(self) -> bool:
         return False
@@ -56,6 +61,24 @@ def test_to_pass_on_nothing_makes_nobody_wait() -> None:
     made.pass_on()
     made.add(held_of(), [done(0)], 1)
     assert made.due_s <= time.monotonic()
+
+
+def test_what_somebody_was_told_waits_for_others_but_no_longer_than_they() -> None:
+    recorder, began_s = FakeRecorder(), time.monotonic()
+    made = Gathered(recorder)  # type: ignore[arg-type]
+    held, portions = held_of(), [Portion("bag", number, 1, b"{}\n") for number in range(2)]
+    for portion in portions:
+        made.add_told(held, portion)
+    assert began_s + GATHER_S <= made.due_s <= time.monotonic() + GATHER_S
+    assert not made.awaited
+    made.add(held, [done(2)], 1)
+    assert made.awaited
+    assert made.due_s <= time.monotonic()
+    made.pass_on()
+    assert recorder.portions == [(held, portion) for portion in portions]
+    assert recorder.got == [(held, [2], 1)]
+    assert not made.awaited
+    assert made.due_s == math.inf
 
 
 @pytest.fixture

@@ -137,6 +137,18 @@ def test_a_message_becomes_a_job_whose_lease_is_kept(bench: Bench) -> None:
     assert "recorded" not in dict(bench.table.calls), "on the fast path nothing is looked up"
 
 
+def test_what_is_handed_over_becomes_a_job_or_comes_again(bench: Bench) -> None:
+    bench.place.put_bag([[0]])
+    bench.send()
+    bench.table.faults["bag"] = failing(1)
+    for jobs in (0, 1):
+        (delivery,) = bench.place.queue.receive(max_messages=1, lease_s=60, wait_s=0)
+        bench.receiver.hand(delivery, lease_s=60, asked_s=time.monotonic())
+        assert len(bench.jobs) == jobs
+    assert bench.keeper.held() == [bench.jobs[0].held]
+    assert bench.jobs[0].held.deaths == 0
+
+
 def test_no_more_is_received_than_was_asked_for(bench: Bench) -> None:
     bench.place.put_bag([[0]])
     for _ in range(5):
