@@ -143,7 +143,7 @@ def test_a_command_finds_the_same_around_it(tmp_path, manager, forks):
         assert stdin == "/dev/null"
         assert "mtask-output" in stdout
         assert "mtask-output" in stderr
-        pipe = (
+        handled = (
             1 << signal.SIGPIPE - 1
             | 1 << signal.SIGINT - 1
             | 1 << signal.SIGTERM - 1
