@@ -132,7 +132,7 @@ def test_what_a_function_wants_done_at_the_end_is_done(tmp_path, manager, monkey
 @pytest.mark.parametrize("forks", [True, False])
 def test_a_command_finds_the_same_around_it(tmp_path, manager, forks):
     script = """
-        readlink /proc/$$/fd/*; grep -E 'SigIgn|SigBlk' /proc/$$/status; echo $MTASK_INDEX $MTASK_CPUS
+        readlink /proc/$$/fd/*; grep -E 'SigIgn|SigBlk' /proc/self/status; echo $MTASK_INDEX $MTASK_CPUS
         [ "$(ps -o pgid= $$)" -eq $$ ] && ls -A "$TMPDIR" && touch "$TMPDIR/file"; exit $x
     """
     env = job(manager, tmp_path, tasks=[{"x": x} for x in (0, 3, 0)], shell=script, retries=0)
