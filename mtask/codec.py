@@ -116,7 +116,12 @@ def _parse_int(text: str) -> int:
     # int() takes 12_34 for 1234
     if "_" in text:
         raise ValueError
-    return int(text)
+    try:
+        return int(text)
+    except ValueError:
+        if text.strip().lstrip("+-").isdecimal():
+            raise OverflowError from None  # thousands of digits
+        raise
 
 
 def _parse_ints(column: Sequence[str]) -> list[int]:

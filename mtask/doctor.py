@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 import mtask
-from mtask.errors import MtaskError
+from mtask.errors import MtaskError, SchemaError
 from mtask.heartbeat import WorkerStatus
 from mtask.queue import Depth
 from mtask.registry import ROLES, diagnose, open_queue, open_table, shown
@@ -109,9 +109,12 @@ def _table(url: str) -> Iterator[Finding]:
     table = open_table(url)
     try:
         began_s = time.monotonic()
-        bags = len(table.bags())
+        unread: list[SchemaError] = []
+        bags = len(table.bags(skipped=unread.append))
         took_ms = (time.monotonic() - began_s) * 1000
         yield Finding("table", True, f"{shown(url)} answers in {took_ms:.0f} ms: {bags:,} bags")
+        if unread:
+            yield Finding("bags", False, f"{len(unread):,} can't be read: {unread[0]}", "upgrade mtask here")
         yield from _workers(table)
         if dead := sum(1 for _ in table.dead()):
             yield Finding(

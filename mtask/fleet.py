@@ -18,7 +18,7 @@ from mtask.errors import UsageError
 from mtask.lanes import Lanes
 from mtask.model import BagState
 from mtask.requirements import DEFAULT_LANE, Capabilities, Lane, Requirements, front_of
-from mtask.table import Table
+from mtask.table import Table, leave_out
 
 __all__ = [
     "FOLDER",
@@ -193,7 +193,8 @@ def _messages(queue: Lanes, lane: Lane) -> int | None:
 
 
 def _of_table(table: Table) -> Backlog:
-    left = sum(table.counts(bag.name).left for bag in table.bags() if bag.state is not BagState.CANCELLED)
+    bags = table.bags(skipped=leave_out)
+    left = sum(table.counts(bag.name).left for bag in bags if bag.state is not BagState.CANCELLED)
     return Backlog((Load(left, Requirements()),) if left else ())
 
 

@@ -18,7 +18,7 @@ from mtask.model import Bag, BagState, Spec
 from mtask.queue import HandsOut, Queue, Standing
 from mtask.registry import open_queue, open_table
 from mtask.settings import Urls, find_urls
-from mtask.table import Table
+from mtask.table import Skipped, Table, leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -233,7 +233,7 @@ class Manager:
         try:
             return self.table.bag(name)
         except BagNotFoundError:
-            names = [bag.name for bag in self.table.bags()]
+            names = [bag.name for bag in self.table.bags(skipped=leave_out)]
             near = difflib.get_close_matches(name, names, 1)
             where = f" in {self.place}" if self.place else ""
             if near:
@@ -242,11 +242,14 @@ class Manager:
                 hint = f"there are {', '.join(names[-20:])}" if names else "there is none at all"
             raise BagNotFoundError(f"there is no bag {name!r}{where}; {hint}") from None
 
-    def roles(self) -> Roles:
-        """Which roles the workers serve that serve roles only, and how they were to be split; see docs/roles.md."""
+    def roles(self, *, skipped: Skipped | None = None) -> Roles:
+        """Which roles the workers serve that serve roles only, and how they were to be split; see docs/roles.md.
+
+        `skipped`: as for `bags`.
+        """
         from mtask.roles import roles_of
 
-        return roles_of(self.table)
+        return roles_of(self.table, skipped)
 
     def set_roles(self, want: Mapping[str, int], *, new: bool = False) -> None:
         """Have so many of the workers with `--roles auto` serve each role, within 10 s; `{}` takes the roles away.
@@ -258,9 +261,13 @@ class Manager:
 
         set_roles(self.table, want, new=new)
 
-    def bags(self) -> list[BagHandle]:
-        """All, oldest first."""
-        return [BagHandle(self, bag.name) for bag in self.table.bags()]
+    def bags(self, *, skipped: Skipped | None = None) -> list[BagHandle]:
+        """All, oldest first.
+
+        Raises SchemaError for one that only a newer version can read; where `skipped` is given, that is called with
+        the error, and the others are listed.
+        """
+        return [BagHandle(self, bag.name) for bag in self.table.bags(skipped=skipped)]
 
 
 def make_spec(

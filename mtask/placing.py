@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 
 from mtask.errors import UsageError
-from mtask.requirements import REQUIREMENT_COLUMNS, Lane, Requirements, parse_priority, parse_size, parse_tags
+from mtask.requirements import (
+    MOST_GPUS,
+    REQUIREMENT_COLUMNS,
+    Lane,
+    Requirements,
+    parse_priority,
+    parse_size,
+    parse_tags,
+)
 from mtask.sources.base import Chunk, shorten
 from mtask.spec import MOST, Spec
 
@@ -44,6 +52,8 @@ def parse_cpus(value: Any) -> float:
 def parse_gpus(value: Any) -> int:
     """A whole number from 0 on."""
     number = _number(value, "GPUs")
+    if number > MOST_GPUS:
+        raise ValueError(f"{shorten(value)} is more than any machine has; the most is {MOST_GPUS}")
     if not number.is_integer():
         raise ValueError(f"{value!r} is not a whole number of GPUs")
     return Requirements(gpus=int(number)).gpus

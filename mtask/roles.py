@@ -21,7 +21,7 @@ from mtask.errors import SchemaError, UsageError
 from mtask.heartbeat import WorkerStatus
 from mtask.model import Bag, BagState
 from mtask.requirements import Requirements, parse_tags
-from mtask.table import Table
+from mtask.table import Skipped, Table
 
 __all__ = [
     "AUTO",
@@ -250,10 +250,9 @@ def unknown_roles(roles: Iterable[str], known: Collection[str]) -> str:
 
 def unasked(table: Table, roles: Iterable[str]) -> str:
     """The same of roles that no bag of this table asks for. A bag that only a newer version can read may ask for any."""
-    try:
-        return unknown_roles(roles, roles_in(table.bags()))
-    except SchemaError:
-        return ""
+    skipped: list[SchemaError] = []
+    known = roles_in(table.bags(skipped=skipped.append))
+    return "" if skipped else unknown_roles(roles, known)
 
 
 def set_roles(table: Table, want: Mapping[str, int], *, new: bool = False) -> None:
@@ -263,9 +262,11 @@ def set_roles(table: Table, want: Mapping[str, int], *, new: bool = False) -> No
         return
     check_roles(want)
     if not new:
-        known = roles_in(table.bags()) | read(table, AUTO)[0].want.keys()
+        skipped: list[SchemaError] = []
+        known = roles_in(table.bags(skipped=skipped.append)) | read(table, AUTO)[0].want.keys()
         known |= {role for worker in table.workers() for role in worker.roles or ()}
         if problem := unknown_roles(want, known):
+            problem = "; ".join([problem, *map(str, skipped[:1])])
             raise UsageError(f"{problem}. If it is meant for bags to come, say --new (in Python: new=True)")
     change(table, AUTO, want)
 
@@ -293,10 +294,10 @@ def role_of(requires: Requirements, offered: Collection[str]) -> str:
     return tags.pop() if len(tags) == 1 else ""
 
 
-def roles_of(table: Table) -> Roles:
+def roles_of(table: Table, skipped: Skipped | None) -> Roles:
     """As `Manager.roles`."""
     now, workers = time.time(), table.workers()
-    bags = table.bags()
+    bags = table.bags(skipped=skipped)
     living = [each for each in workers if each.alive(now)]
     alive = [each for each in living if each.roles is not None]
     open_tasks = Counter(dict.fromkeys(sorted(roles_in(bags)), 0))

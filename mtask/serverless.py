@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 
@@ -49,6 +50,6 @@ def number_of(variable: str) -> int | None:
     text = os.environ.get(variable)
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{variable} must be a number from 1 on, not {text!r}")
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+        raise UsageError(f"{variable} must be a number from 1 to 999999999, not {text[:40]!r}")
     return int(text)

@@ -97,8 +97,8 @@ def setup(
 
     It is called in each process before the first task of a function of the same module; in a task, and anywhere
     else, a call of it gives the value. If it has parameters, these are columns of the tasks: then it is called once
-    for each value that comes, and the `keep` values used last are kept. If one of its parameters is no column, it is
-    called when the task calls it.
+    for each value that comes, and the `keep` values used last are kept. If one of its parameters is no column, and has
+    no default, it is called when the task calls it.
 
     The time that it takes isn't the task's: neither of its `--timeout` nor in its row. It may take `timeout_s` itself.
     If it raises, the attempt fails, with the reason `setup`; the next attempt calls it again.

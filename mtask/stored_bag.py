@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 
 from mtask.errors import SchemaError
 from mtask.model import Bag, BagState
+from mtask.table import Skipped
 
-__all__ = ["TRIES", "bag_of", "changed", "made", "name_in", "now_of", "pause", "tries", "unreadable"]
+__all__ = [
+    "TRIES",
+    "bag_of",
+    "changed",
+    "listed",
+    "made",
+    "name_in",
+    "now_of",
+    "pause",
+    "tries",
+    "unreadable",
+]
 
+T = TypeVar("T")
 TRIES = 60
 """Of a change of what others change at the same time; each time one of them gets through."""
 PAUSE_S = 0.02
@@ -54,6 +68,17 @@ def bag_of(body: bytes, now: bytes | str | None, name: str) -> Bag:
     except msgspec.DecodeError as error:
         raise unreadable(name, error) from None
     return msgspec.structs.replace(bag, **msgspec.structs.asdict(parts))
+
+
+def listed(found: Iterable[T], read: Callable[[T], Bag], skipped: Skipped | None) -> Iterator[Bag]:
+    """What `Table.bags` does with what it found; `read` raises SchemaError for a bag that can't be read."""
+    for each in found:
+        try:
+            yield read(each)
+        except SchemaError as error:
+            if skipped is None:
+                raise
+            skipped(error)
 
 
 def unreadable(name: str, error: Exception) -> SchemaError:

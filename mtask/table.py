@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+from mtask.errors import SchemaError
 from mtask.heartbeat import WorkerStatus
 from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
 
-__all__ = ["Table"]
+__all__ = ["Skipped", "Table", "leave_out"]
+
+Skipped = Callable[[SchemaError], object]
+"""What is told of each bag that a list of bags is without."""
+
+
+def leave_out(error: SchemaError) -> None:
+    """For `Table.bags`, where nothing is to be said of bags that can't be read."""
 
 
 @runtime_checkable
@@ -33,8 +41,12 @@ class Table(Protocol):
         """Raises BagNotFoundError."""
         ...
 
-    def bags(self) -> list[Bag]:
-        """All, oldest first."""
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
+        """All, oldest first.
+
+        Raises SchemaError for one that this version can't read; where `skipped` is given, that is called with the
+        error, and the others are listed.
+        """
         ...
 
     def update_bag(

@@ -10,7 +10,8 @@ import threading
 
 from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
-from mtask.stored_bag import bag_of, changed, made, now_of, tries
+from mtask.stored_bag import bag_of, changed, listed, made, now_of, tries
+from mtask.table import Skipped
 from mtask_aws import keys
 from mtask_aws.blobs import Blobs
 from mtask_aws.dynamo import ConditionError, Dynamo, Item, item_at
@@ -69,11 +70,11 @@ class Bags:
         """As it is now. Raises BagNotFoundError."""
         return self._read(name)[0]
 
-    def all(self) -> list[Bag]:
-        """Oldest first."""
+    def all(self, skipped: Skipped | None) -> list[Bag]:
+        """Oldest first. See `Table.bags`."""
         now = self._db.clock.now()
         items = [item for page in self._db.query(BAGS) for item in page if not _expired(item, now)]
-        return sorted(map(self._bag_of, items), key=lambda bag: (bag.created_at, bag.name))
+        return sorted(listed(items, self._bag_of, skipped), key=lambda bag: (bag.created_at, bag.name))
 
     def update(
         self,

@@ -27,7 +27,7 @@ from mtask_aws.dead import dead_messages
 from mtask_aws.names import address_of, physical
 from mtask_aws.requests import BATCH, BATCH_BYTES, NoQueueError, Refusal, Requests, batches, is_gone
 from mtask_aws.setup_queue import make_lane
-from mtask_aws.tokens import HOLD_S, Lease, Token, lease_of
+from mtask_aws.tokens import HOLD_S, Lease, lease_of
 
 __all__ = ["SqsQueue"]
 
@@ -288,11 +288,11 @@ class SqsQueue:
         self._check_open()
         now_s, held = self._clock(), {}
         for delivery in deliveries:
-            token: Token = delivery.token
-            if not token.lease.holds(token, now_s):
+            lease = lease_of(delivery)
+            if not lease.holds(delivery.token, now_s):
                 lost.append(delivery)
             else:
-                held[token.lease.handle] = delivery
+                held[lease.handle] = delivery
         return list(held.values())
 
     # -- the queue itself ---------------------------------------------------------------------------

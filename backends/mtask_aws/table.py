@@ -17,6 +17,7 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.table import Skipped
 from mtask_aws import keys, rows
 from mtask_aws.address import Address, parse
 from mtask_aws.bags import Bags
@@ -95,8 +96,8 @@ class DynamoTable:
     def bag(self, name: str) -> Bag:
         return self._bags.get(name)
 
-    def bags(self) -> list[Bag]:
-        return self._bags.all()
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
+        return self._bags.all(skipped)
 
     def update_bag(
         self,

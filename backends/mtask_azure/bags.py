@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
-from mtask.stored_bag import bag_of, changed, made, now_of, tries
+from mtask.stored_bag import bag_of, changed, listed, made, now_of, tries
+from mtask.table import Skipped
 from mtask_azure import keys
 from mtask_azure.blobs import Blobs
 from mtask_azure.keys import BAGS, GONE, SHARDS, Key
@@ -76,15 +77,15 @@ class Bags:
         """As it is now. Raises BagNotFoundError."""
         return self._read(name)[0]
 
-    def all(self) -> list[Bag]:
-        """Oldest first."""
+    def all(self, skipped: Skipped | None) -> list[Bag]:
+        """Oldest first. See `Table.bags`."""
         entities = [
             entity
             for answer in self._store.query(BAGS)
             for entity in answer
             if not row_of(entity).startswith(GONE) and not self._expired(entity)
         ]
-        return sorted(map(self._bag_of, entities), key=lambda bag: (bag.created_at, bag.name))
+        return sorted(listed(entities, self._bag_of, skipped), key=lambda bag: (bag.created_at, bag.name))
 
     def update(
         self,

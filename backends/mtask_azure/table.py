@@ -15,6 +15,7 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.table import Skipped
 from mtask_azure import keys, rows
 from mtask_azure.address import Address, table_address
 from mtask_azure.bags import Bags
@@ -79,8 +80,8 @@ class AzureTable:
     def bag(self, name: str) -> Bag:
         return self._bags.get(name)
 
-    def bags(self) -> list[Bag]:
-        return self._bags.all()
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
+        return self._bags.all(skipped)
 
     def update_bag(
         self,

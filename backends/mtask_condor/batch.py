@@ -9,11 +9,12 @@
     0.out, 0.err   what the job of a message brought back, and what it complained about
 
 A folder is filled under a name that begins with a dot, locked by who fills it. If that one dies, the next to come
-completes it: a message is sent when its file is there.
+completes it: a message is sent when its file is there. It is removed under another such name, at first renamed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -31,10 +32,12 @@ from mtask.model import Message
 from mtask.requirements import Lane
 from mtask_condor.order import Order
 
-__all__ = ["DAMAGED", "Batch", "Filling", "Head", "abandoned", "storing", "unsealed"]
+__all__ = ["DAMAGED", "Batch", "Filling", "Head", "abandoned", "storing", "sweep", "unsealed"]
 
 
 DAMAGED = "damaged"
+_GONE = ".gone-"
+"""The beginning of the names of what is being removed."""
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,6 +109,12 @@ class Filling:
         finally:
             if self._lock is not None:
                 self._lock.close()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what is left of batches whose removal ended halfway."""
+    for path in folder.glob(f"{_GONE}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def abandoned(folder: Path) -> Iterator[Batch]:
@@ -271,7 +280,11 @@ class Batch:
             (self.path / f"{number}.{suffix}").unlink(missing_ok=True)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """At once, as others see it; what is left of it if this process dies, `sweep` removes."""
+        gone = self.path.with_name(_GONE + self.id)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def give_to(self, uid: int, gid: int) -> None:
         """All of it, to the user whose jobs work in it."""

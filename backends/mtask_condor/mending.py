@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtask.errors import BagNotFoundError, MessageError
 from mtask.model import Message
-from mtask_condor.batch import DAMAGED, Batch, Head
+from mtask_condor.batch import DAMAGED, Batch, Head, sweep
 from mtask_condor.jobs import Jobs, quoted
 from mtask_condor.order import Order
 
@@ -23,7 +23,8 @@ class Mending:
         """They were looked at."""
 
     def mend(self) -> None:
-        """All batches can be read when this returns. Raises BackendError when the schedd doesn't answer."""
+        """All batches can be read when this returns, and nothing is half removed. Raises BackendError when the schedd doesn't answer."""
+        sweep(self._folder)
         for batch in Batch.all(self._folder):
             if batch.id in self._sound:
                 continue

@@ -13,6 +13,7 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Message, Resu
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.table import Skipped
 from mtask_condor.outcome import Writer
 
 __all__ = ["NodeTable"]
@@ -32,7 +33,7 @@ class NodeTable:
             raise BagNotFoundError(f"there is no bag {name!r} on this node")
         return self._bag
 
-    def bags(self) -> list[Bag]:
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:  # noqa: ARG002
         return [self._bag]
 
     def record(self, results: Sequence[Result | Portion]) -> None:

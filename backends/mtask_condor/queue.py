@@ -1,11 +1,10 @@
-"""The queue: messages in, jobs out. What jobs bring back is in collector.py, what is said of them in look.py."""
+"""The queue: messages in, jobs out. How they become jobs is in submitting.py, what these bring back in collector.py, what
+is said of them in look.py."""
 
 from __future__ import annotations
 
 import fcntl
 import math
-import os
-import pwd
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +14,8 @@ from typing import NoReturn
 
 import msgspec
 
-from mtask.errors import BackendError, BagNotFoundError, UnusableError, UsageError
-from mtask.model import Bag, BagState, Delivery, Message, Spec
+from mtask.errors import BackendError, BagNotFoundError, UsageError
+from mtask.model import Bag, Delivery, Message, Spec
 from mtask.queue import Depth, Extension, QueueLimits, Standing
 from mtask.table import Table
 from mtask_condor.address import Address
@@ -31,7 +30,7 @@ from mtask_condor.mending import Mending
 from mtask_condor.order import Order
 from mtask_condor.outcome import Letter
 from mtask_condor.removed import RemovedFile
-from mtask_condor.watch import cluster_in_log
+from mtask_condor.submitting import Submitting
 
 __all__ = ["CondorQueue"]
 
@@ -69,6 +68,7 @@ class CondorQueue:
         self._jobs = Jobs(address)
         self._census = Census(self._jobs, address.folder)
         self._removed = RemovedFile(address.folder)
+        self._submitting = Submitting(address, self._jobs, lambda: self._required()[0])
         self._mending = Mending(address.folder, self._jobs, self._order)
         self._table: Table | None = None
         self._table_url: str | None = None
@@ -77,7 +77,6 @@ class CondorQueue:
         self._filling: dict[Head, Filling] = {}
         self._bags: dict[tuple[str, int], Bag] = {}
         self._lock = threading.RLock()
-        self._owner: tuple[int, int] | None = None
         self._left_out = 0
 
     # -- HandsOut -----------------------------------------------------------------------------------
@@ -116,8 +115,8 @@ class CondorQueue:
             fresh = [filling.seal() for filling in self._filling.values()]
             self._filling.clear()
             for batch in fresh:
-                self._submit(batch)
-            self._recover()
+                self._submitting.submit(batch)
+            self._submitting.recover()
             if self._collecting is not None and Batch.all(self.address.folder):
                 try:
                     self._collecting.ensure()
@@ -140,7 +139,7 @@ class CondorQueue:
     def collect(self) -> int:
         self._check_table()
         with self._locked():
-            self._recover()
+            self._submitting.recover()
             collector = self._required()[1]
             batches = Batch.all(self.address.folder)
             recorded = collector.collect(batches, self._census.of(batches))
@@ -294,78 +293,9 @@ class CondorQueue:
             sealed = [*(filling.seal() for filling in first), last.seal(sources)]
         finally:
             self._filling = others
-        self._forget(sources)
+        self._submitting.forget(sources)
         for batch in sealed:
-            self._submit(batch)
-
-    def _recover(self) -> None:
-        """Go on where another process ended; with the lock."""
-        folder = self.address.folder
-        if not folder.is_dir():
-            return
-        with storing(folder):
-            list(abandoned(folder))
-            for batch in Batch.all(folder):
-                if batch.cluster() is not None:
-                    continue
-                self._forget(batch.head.sources)
-                cluster = cluster_in_log(batch) or self._cluster_of(batch)
-                if cluster is not None:
-                    batch.submitted(cluster, self._jobs.schedd())
-                else:
-                    self._submit(batch)
-
-    def _forget(self, sources: Iterable[tuple[str, int]]) -> None:
-        for batch, number in sources:
-            Batch(self.address.folder / batch).forget(number)
-
-    def _cluster_of(self, batch: Batch) -> int | None:
-        """In the schedd, if it was submitted by a process that died before it could say so."""
-        ads = self._jobs.ads(f"MtaskBatch == {quoted(batch.id)}", ())
-        return next((int(ad["ClusterId"]) for ad in ads), None)
-
-    def _submit(self, batch: Batch) -> None:
-        """With the lock. A batch that nobody wants any more goes: whoever cancels has the lock, too."""
-        if not self._wanted(batch):
-            batch.remove()
-            return
-        with storing(batch.path):
-            owner = self._owner_of_jobs()
-            if owner is not None:
-                batch.give_to(*owner)
-            schedd = self._jobs.schedd()
-            batch.submitted(self._jobs.submit(batch), schedd)
-
-    def _wanted(self, batch: Batch) -> bool:
-        """Not of a bag that was cancelled, also if it was taken up again, or is another one now."""
-        head = batch.head
-        try:
-            bag = self._required()[0].bag(head.bag)
-        except BagNotFoundError:
-            return False
-        same = (bag.uid, bag.generation) == (head.uid, head.generation)
-        return same and bag.state is not BagState.CANCELLED
-
-    def _owner_of_jobs(self) -> tuple[int, int] | None:
-        """Whose the files must be: for root, whose jobs are somebody else's."""
-        if os.geteuid():
-            return None
-        if self._owner is None:
-            name = self._jobs.user()
-            try:
-                user = pwd.getpwnam(name)
-            except KeyError:
-                raise BackendError(
-                    f"the schedd sees root as {name!r}, who is no user of this machine"
-                ) from None
-            self._owner = user.pw_uid, user.pw_gid
-            for path in self.address.folder.parents:
-                if not path.stat().st_mode & 1:
-                    raise UnusableError(
-                        f"jobs run as {name!r}, who can't enter {path}; say another ?folder=… in the queue's URL"
-                    )
-            os.chown(self.address.folder, *self._owner)
-        return self._owner
+            self._submitting.submit(batch)
 
     # -- what is in the folder beside the batches ---------------------------------------------------
 

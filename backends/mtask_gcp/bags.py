@@ -10,7 +10,8 @@ from typing import Any
 
 from mtask.errors import BagExistsError, BagNotFoundError, UnavailableError
 from mtask.model import Bag, BagState
-from mtask.stored_bag import bag_of, changed, made, now_of, tries, unreadable
+from mtask.stored_bag import bag_of, changed, listed, made, now_of, tries, unreadable
+from mtask.table import Skipped
 from mtask_gcp.blobs import ALONE_BYTES, Blobs
 from mtask_gcp.database import Database, Snapshot
 from mtask_gcp.documents import Fields, create, mapping, put, raw, short, time_at, update
@@ -70,11 +71,11 @@ class Bags:
         """As it is now. Raises BagNotFoundError."""
         return self._read(name)[0]
 
-    def all(self) -> list[Bag]:
-        """Oldest first."""
+    def all(self, skipped: Skipped | None) -> list[Bag]:
+        """Oldest first. See `Table.bags`."""
         found = self._db.stream(self._db.root, "mtask-bags")
-        bags = [self._bag_of(each) for each in found if not expired(each)]
-        return sorted(bags, key=lambda bag: (bag.created_at, bag.name))
+        living = (each for each in found if not expired(each))
+        return sorted(listed(living, self._bag_of, skipped), key=lambda bag: (bag.created_at, bag.name))
 
     def update(
         self,

@@ -16,9 +16,9 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from mtask.model import Delivery
+from mtask.tokens import Token
 from mtask_gcp.names import Envelope
 from mtask_gcp.setup_queue import ATTEMPTS
-from mtask_gcp.tokens import Token
 
 __all__ = ["LOOKS", "Due", "Kind", "Received", "ServerTime", "sort_out"]
 

@@ -14,17 +14,16 @@ from typing import Any
 
 import msgspec
 
-from mtask.errors import BackendError, SendError, UnavailableError, UnusableError
+from mtask.errors import BackendError, UnavailableError
 from mtask.meter import Meter
 from mtask.model import DeadMessage, Delivery, Message
-from mtask.packing import fit
 from mtask.queue import Depth, Extension, QueueLimits
 from mtask_gcp.address import Address
 from mtask_gcp.bell import Bell
 from mtask_gcp.client import Client, MissingError
 from mtask_gcp.dead import dead_messages
 from mtask_gcp.delays import Due, Kind, Received, ServerTime, sort_out
-from mtask_gcp.names import Envelope, address_of, physical, subscription_path, topic_path
+from mtask_gcp.names import Envelope, address_of, physical, subscription_path
 from mtask_gcp.requests import (
     BATCH,
     BATCH_BYTES,
@@ -36,8 +35,9 @@ from mtask_gcp.requests import (
     ack_batches,
     batches,
 )
+from mtask_gcp.sender import Sender
 from mtask_gcp.setup_queue import find_subscription, make_lane
-from mtask_gcp.tokens import Lease, Token, lease_of
+from mtask_gcp.tokens import Lease, lease_of
 
 __all__ = ["PubSubQueue"]
 
@@ -54,8 +54,6 @@ LIMITS = QueueLimits(
 )
 LEAST_ACK_S = 10
 """The shortest deadline that a subscription can have."""
-LIGHT_S = 1200.0
-"""What is delayed for longer is looked at, and billed, again and again: it leaves its rows in the table."""
 PULL_S = 3.0
 """A longer wait is several requests, so that one who is to stop stops soon; they cost next to nothing."""
 LEAST_WAIT_S = 0.05
@@ -84,9 +82,10 @@ class PubSubQueue:
     ) -> None:
         """Takes over one use of the requests' client. The clock measures leases."""
         self.address, self.name, self.meter = address, physical(address, lane), requests.meter
-        self.topic = topic_path(address, self.name)
         self.subscription = subscription_path(address, self.name)
         self._requests, self._lane, self._clock = requests, lane, clock
+        self._sender = Sender(address, requests, lane)
+        self.topic = self._sender.topic
         self._time = ServerTime()
         self._first_s = float(LEAST_ACK_S)
         """The subscription's own deadline: so long is what was pulled held at first."""
@@ -117,39 +116,7 @@ class PubSubQueue:
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         self._check_open()
-        unsent: list[tuple[Message, str]] = []
-        fitting: list[tuple[Message, Envelope]] = []
-        delay_s = min(delay_s, LIMITS.delay_s)
-        for message in messages:
-            body = (fit(message, 0) if delay_s > LIGHT_S else message).encode()
-            if len(body) > MESSAGE_BYTES:
-                unsent.append((message, f"{len(body)} bytes are more than {MESSAGE_BYTES}"))
-            else:
-                fitting.append((message, Envelope(body, delay_s)))
-        sizes = [len(envelope.body) + OVERHEAD_BYTES for _, envelope in fitting]
-        sent = False
-        for run in batches(sizes, BATCH, BATCH_BYTES):
-            batch = [fitting[number] for number in run]
-            try:
-                taken, why = self._publish([envelope for _, envelope in batch]), "Pub/Sub gave no id for it"
-            except BackendError as error:
-                # What was sent before must not be sent again; what may have been sent now is called unsent.
-                if not sent and len(batch) == len(messages):
-                    raise
-                taken, why = 0, str(error)
-            sent = sent or taken > 0
-            unsent += [(message, why) for message, _ in batch[taken:]]
-        if unsent:
-            raise SendError(unsent)
-
-    def _publish(self, envelopes: Sequence[Envelope]) -> int:
-        try:
-            return self._requests.publish(self.topic, envelopes)
-        except MissingError:
-            if not self._lane:
-                raise self._no_queue() from None
-        make_lane(self._requests.client, self.address, self._lane)
-        return self._requests.publish(self.topic, envelopes)
+        self._sender.send(messages, min(delay_s, LIMITS.delay_s))
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -165,7 +132,7 @@ class PubSubQueue:
                 got = self._requests.pull(self.subscription, max_messages, min(left_s, PULL_S))
             except MissingError:
                 if not self._lane:
-                    raise self._no_queue() from None
+                    raise self._sender.deleted() from None
                 self._bell.wait(left_s, rings)  # it was removed: there is nothing in it
                 return []
             taken = self._take(got, lease_s, asked_s + self._first_s)
@@ -236,12 +203,14 @@ class PubSubQueue:
             if self._clock() >= until_s:
                 return
             batch = [pairs[number] for number in run]
-            taken = self._publish([envelope for _, envelope in batch])
+            taken = self._sender.publish([envelope for _, envelope in batch])
             if self._clock() >= until_s:
                 return
             self._acknowledge([ack_id for ack_id, _ in batch[:taken]])
             if taken < len(batch):
-                raise UnavailableError(f"{self._shown}: {len(batch) - taken} messages were not given back")
+                raise UnavailableError(
+                    f"{self._sender.shown}: {len(batch) - taken} messages were not given back"
+                )
 
     def handed(self, received: Received, lease_s: float) -> tuple[Due, Delivery]:
         """A message that was pushed to this process, which may hold it for so long."""
@@ -251,8 +220,8 @@ class PubSubQueue:
     def publish_anew(self, envelope: Envelope) -> None:
         """For one who will end the original. Raises BackendError."""
         self._check_open()
-        if not self._publish([envelope]):
-            raise UnavailableError(f"{self._shown}: Pub/Sub gave no id for a message")
+        if not self._sender.publish([envelope]):
+            raise UnavailableError(f"{self._sender.shown}: Pub/Sub gave no id for a message")
 
     def wake(self) -> None:
         self._bell.ring()
@@ -299,10 +268,14 @@ class PubSubQueue:
             batch = self._lasting([held[number] for number in run])
             if not batch:
                 continue
-            taken = self._publish([Envelope(each.body, delay_s, each.deliveries - 1) for each in batch])
+            taken = self._sender.publish(
+                [Envelope(each.body, delay_s, each.deliveries - 1) for each in batch]
+            )
             self._settle(batch[:taken])
             if taken < len(batch):
-                raise UnavailableError(f"{self._shown}: {len(batch) - taken} messages were not given back")
+                raise UnavailableError(
+                    f"{self._sender.shown}: {len(batch) - taken} messages were not given back"
+                )
 
     def _settle(self, held: Sequence[Delivery]) -> None:
         """But for those that are over by now. Raises UnavailableError if some could not be ended just now; the others are."""
@@ -330,7 +303,7 @@ class PubSubQueue:
                 if ack_id not in passing:
                     by_id[ack_id].end()
             if passing:
-                fault = UnavailableError(f"{self._shown}: {len(passing)} messages were not settled")
+                fault = UnavailableError(f"{self._sender.shown}: {len(passing)} messages were not settled")
         if fault is not None:
             raise fault
 
@@ -342,11 +315,11 @@ class PubSubQueue:
         self._check_open()
         now_s, held = self._clock(), {}
         for delivery in deliveries:
-            token: Token = delivery.token
-            if not token.lease.holds(token, now_s):
+            lease = lease_of(delivery)
+            if not lease.holds(delivery.token, now_s):
                 lost.append(delivery)
             else:
-                held[id(token.lease)] = delivery
+                held[id(lease)] = delivery
         return list(held.values())
 
     def _lasting(self, held: Sequence[Delivery]) -> list[Delivery]:
@@ -386,20 +359,9 @@ class PubSubQueue:
 
     # -- inside -------------------------------------------------------------------------------------
 
-    @property
-    def _shown(self) -> str:
-        """For people."""
-        return f"pubsub://{self.address.project}/{self.name}"
-
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise BackendError(f"the queue {self._shown} is closed")
-
-    def _no_queue(self) -> UnusableError:
-        return UnusableError(
-            f"{self._shown}: the topic or its subscription was deleted; make it again with `mtask init`, and send what was "
-            "in it with `mtask repair BAG`"
-        )
+            raise BackendError(f"the queue {self._sender.shown} is closed")
 
 
 def _whole(seconds: float) -> int:

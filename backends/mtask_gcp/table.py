@@ -18,6 +18,7 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.table import Skipped
 from mtask_gcp import rows
 from mtask_gcp.bags import Bags, Known
 from mtask_gcp.blobs import ALONE_BYTES, Blobs
@@ -100,8 +101,8 @@ class FirestoreTable:
     def bag(self, name: str) -> Bag:
         return self._bags.get(name)
 
-    def bags(self) -> list[Bag]:
-        return self._bags.all()
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
+        return self._bags.all(skipped)
 
     def update_bag(
         self,

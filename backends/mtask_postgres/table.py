@@ -18,6 +18,8 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion, line_of, prefix_of
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.stored_bag import listed
+from mtask.table import Skipped
 from mtask_postgres import rows as rows_
 from mtask_postgres import statements as sql
 from mtask_postgres.database import Database
@@ -66,8 +68,8 @@ class PostgresTable:
             raise _not_found(name)
         return rows_.bag_of(row)
 
-    def bags(self) -> list[Bag]:
-        return [rows_.bag_of(row) for row in self._rows(sql.BAGS)]
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
+        return list(listed(self._rows(sql.BAGS), rows_.bag_of, skipped))
 
     def update_bag(
         self,

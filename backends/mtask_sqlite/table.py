@@ -17,6 +17,8 @@ from mtask.model import Bag, BagState, Block, Counts, DeadMessage, Result, State
 from mtask.portion import Portion, line_of, prefix_of
 from mtask.queue import Queue
 from mtask.requirements import Lane
+from mtask.stored_bag import listed
+from mtask.table import Skipped
 from mtask_sqlite import rows as rows_
 from mtask_sqlite.database import Database
 from mtask_sqlite.queue import SqliteQueue
@@ -73,11 +75,10 @@ class SqliteTable:
             raise _not_found(name)
         return rows_.bag_of(row)
 
-    def bags(self) -> list[Bag]:
+    def bags(self, *, skipped: Skipped | None = None) -> list[Bag]:
         with self._open().read() as connection:
-            return [
-                rows_.bag_of(row) for row in connection.execute(f"{_BAG} ORDER BY created_at, id").fetchall()
-            ]
+            rows = connection.execute(f"{_BAG} ORDER BY created_at, id").fetchall()
+        return list(listed(rows, rows_.bag_of, skipped))
 
     def update_bag(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from mtask.errors import UsageError
+from mtask.errors import SchemaError, UsageError
 from mtask.start import import_msgspec
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mtask.bag import BagHandle
     from mtask.manager import Manager
+    from mtask.table import Skipped
 
 __all__ = [
     "Duration",
@@ -33,6 +34,7 @@ __all__ = [
     "no_password",
     "places",
     "quiet",
+    "say_once",
     "tasks_text",
     "then_failed",
 ]
@@ -74,18 +76,24 @@ class Whole(click.ParamType[int]):
     """A whole number, not below `least`."""
 
     name = "number"
+    most = 2**53
+    """As in a spec; a float has it exactly."""
 
     def __init__(self, least: int) -> None:
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = int(value)
-        except ValueError:
+        text = str(value).strip()
+        if not re.fullmatch(r"[+-]?\d+", text):
             self.fail(f"{value!r} is not a whole number", param, ctx)
+        number = float(text)  # int() refuses what has thousands of digits
+        if number > self.most:
+            self.fail(
+                f"{text[:40]!r}{'…' * (len(text) > 40)} is too large; the most is {self.most}", param, ctx
+            )
         if number < self._least:
             self.fail(f"{value!r} is too small; the least is {self._least}", param, ctx)
-        return number
+        return int(number)
 
 
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,10 +201,24 @@ def then_failed(bag: BagHandle, *, quiet: bool) -> int:
     return int(result is not None and result.error is not None)
 
 
+def say_once() -> Skipped:
+    """Says of each bag that can't be read that the list is without it; how often it may be looked at."""
+    said = set[str]()
+
+    def say(error: SchemaError) -> None:
+        if str(error) not in said:
+            said.add(str(error))
+            click.echo(f"mtask: left out: {error}", err=True)
+
+    return say
+
+
 def complete_bag(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from mtask.table import leave_out
+
     try:
         with connect(ctx.params.get("queue"), ctx.params.get("table"), create=False) as manager:
-            names = [bag.name for bag in manager.bags()]
+            names = [bag.name for bag in manager.bags(skipped=leave_out)]
     except Exception:
         return []  # completion must never print
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

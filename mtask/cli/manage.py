@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtask.cli.common import bag_argument, complete_bag, connect, places, tasks_text
+from mtask.cli.common import bag_argument, complete_bag, connect, places, say_once, tasks_text
 
 if TYPE_CHECKING:
     from mtask.manager import Manager
@@ -126,7 +126,7 @@ def dead(bag: str | None, queue: str | None, table: str | None) -> int:
     from mtask.cli.render import dead_tables
 
     with connect(queue, table, create=False) as manager:
-        bags = [manager.bag(bag)] if bag is not None else manager.bags()
+        bags = [manager.bag(bag)] if bag is not None else manager.bags(skipped=say_once())
         console().print(dead_tables([*manager.table.dead(), *manager.queue.dead()], bags))
     return 0
 

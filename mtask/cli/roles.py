@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtask.cli.common import connect, console, places
+from mtask.cli.common import Whole, connect, console, places, say_once
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,7 +28,7 @@ class Shares(click.ParamType[tuple[str, int]]):
         role, equals, number = str(value).partition("=")
         if not equals or not role or not number.isdecimal():
             self.fail(f"{value!r} should look like physics=4", param, ctx)
-        return role, int(number)
+        return role, Whole(0).convert(number, param, ctx)
 
 
 @click.group(invoke_without_command=True)
@@ -46,7 +46,7 @@ def roles(ctx: click.Context, as_json: bool, queue: str | None, table: str | Non
         from mtask.cli.render import print_json
 
         with connect(queue, table, create=False) as manager:
-            found = manager.roles()
+            found = manager.roles(skipped=say_once())
         print_json(found) if as_json else console().print(_picture(found))
     return 0
 
@@ -65,13 +65,14 @@ def set_(
     Workers change within 10 s: what they run may end, and what they haven't started is given back.
     """
     from mtask.errors import UsageError
+    from mtask.table import leave_out
 
     want = dict(shares)
     if len(want) < len(shares):
         raise UsageError("a role is named twice")
     with connect(*_places(ctx, queue, table)) as manager:
         manager.set_roles(want, new=new)
-        _say_how_many(manager.roles())
+        _say_how_many(manager.roles(skipped=leave_out))
     return 0
 
 
@@ -83,9 +84,11 @@ def unset(ctx: click.Context, queue: str | None, table: str | None) -> int:
 
     Workers with `--roles auto` wait then, until others are set.
     """
+    from mtask.table import leave_out
+
     with connect(*_places(ctx, queue, table), create=False) as manager:
         manager.set_roles({})
-        _say_how_many(manager.roles())
+        _say_how_many(manager.roles(skipped=leave_out))
     return 0
 
 

@@ -330,9 +330,10 @@ def _announce_added(bag: BagHandle, added: int, hint: str) -> None:
 def _warn_of_others(manager: Manager, bag: BagHandle) -> None:
     """What waits in the queue already comes first: say so, or a run seems to stand still."""
     from mtask.model import BagState
+    from mtask.table import leave_out
 
     waiting = list[str]()
-    for other in manager.table.bags():
+    for other in manager.table.bags(skipped=leave_out):
         if other.name == bag.name or other.state is BagState.CANCELLED or len(waiting) == 3:
             continue
         if left := manager.table.counts(other.name).left:

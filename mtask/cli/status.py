@@ -7,7 +7,7 @@ import time
 
 import click
 
-from mtask.cli.common import NothingHereError, bag_argument, connect, places
+from mtask.cli.common import NothingHereError, bag_argument, connect, places, say_once
 
 __all__ = ["status"]
 
@@ -35,6 +35,8 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
         print_json([]) if as_json else console().print(bags_table([]))
         return 0
 
+    skipped = say_once()
+
     def look() -> tuple[object, object, bool]:
         """(what JSON shows, what people see, is there nothing left to watch)."""
         with contextlib.suppress(UnavailableError):  # said below, with how the jobs stand
@@ -42,7 +44,7 @@ def status(bag: str | None, watch: bool, as_json: bool, queue: str | None, table
         if bag is not None:
             one = status_of(manager.table, manager.bag(bag), cost=True)
             return one, bag_panel(one), one.finished
-        several = [status_of(manager.table, each, failures=False) for each in manager.bags()]
+        several = [status_of(manager.table, each, failures=False) for each in manager.bags(skipped=skipped)]
         return several, bags_table(several), all(each.finished for each in several)
 
     with manager:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mtask.cli.common import Duration
+from mtask.cli.common import Duration, Whole
 
 __all__ = [
     "Cpus",
@@ -168,10 +168,12 @@ class GpuIds(_Parsed[tuple[str, ...]]):
     name = "gpus"
 
     def parse(self, text: str) -> tuple[str, ...]:
+        from mtask.placing import parse_gpus
+
         if "," not in text and not text.strip().isdecimal():
             text += ","
         if "," not in text:
-            return self._first(int(text))
+            return self._first(parse_gpus(text))
         ids = tuple(part.strip() for part in text.split(",") if part.strip())
         strange = [each for each in ids if not re.fullmatch(r"\d+|[A-Za-z][\w:/.-]*", each)]
         if strange or not ids:
@@ -182,9 +184,6 @@ class GpuIds(_Parsed[tuple[str, ...]]):
 
     def _first(self, number: int) -> tuple[str, ...]:
         """Of those that a batch system left to this process, or else of all."""
-        from mtask.requirements import Requirements
-
-        Requirements(gpus=number)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None:
             return tuple(map(str, range(number)))
@@ -236,6 +235,6 @@ class PerMessage(click.ParamType[int | None]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value == "auto":
             return None
-        if not str(value).isdecimal() or int(value) < 1:
+        if not re.fullmatch(r"0*[1-9]\d*", str(value)):
             self.fail(f"{value!r} is neither a number from 1 on nor 'auto'", param, ctx)
-        return int(value)
+        return Whole(1).convert(value, param, ctx)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import secrets
 import sys
 import time
@@ -299,8 +300,8 @@ def slots_of(text: str | None, environment: Mapping[str, str], cpus: int) -> int
     said = text if text is not None else environment.get("SEQEXEC_CPUS", "1")
     if said.lower() == "auto":
         return cpus
-    if not said.isdecimal():
-        raise ValueError(f"must be a number or auto, not {said!r}")
+    if not re.fullmatch(r"\d{1,9}", said):
+        raise ValueError(f"must be a number of at most 9 digits, or auto, not {said[:40]!r}")
     return max(1, int(said))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mtask.errors import BagExistsError, BagNotFoundError
+from mtask.errors import BagExistsError, BagNotFoundError, SchemaError
 from mtask.heartbeat import Running
 from mtask.model import BagState, Counts, DeadMessage
 from mtask.queue import Queue
@@ -125,6 +125,18 @@ class TableContract(ResultsContract, OpenBagsContract):
         for name, created_at in [("b", 20.0), ("c", 10.0), ("a", 30.0)]:
             table.create_bag(a_bag(name, created_at=created_at))
         assert [bag.name for bag in table.bags()] == ["c", "b", "a"]
+
+    def test_a_bag_that_cant_be_read_is_an_error_or_told_and_left_out(self, table: Table) -> None:
+        newer = a_bag("newer", created_at=20.0)
+        msgspec.structs.force_setattr(newer.spec, "kind", "dream")
+        for bag in (a_bag("b", created_at=30.0), newer, a_bag("a", created_at=10.0)):
+            table.create_bag(bag)
+        for read in (table.bags, lambda: table.bag("newer")):
+            with pytest.raises(SchemaError, match="newer mtask may have made it"):
+                read()
+        skipped: list[SchemaError] = []
+        assert [bag.name for bag in table.bags(skipped=skipped.append)] == ["a", "b"]
+        assert ["newer mtask may have made it" in str(error) for error in skipped] == [True]
 
     def test_update_sets_what_is_given(self, table: Table, bag: str) -> None:
         before = table.bag(bag)

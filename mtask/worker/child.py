@@ -36,6 +36,7 @@ from mtask.worker.wire import (
     SHARE,
     SUBMIT,
     Cell,
+    Frames,
     frame,
 )
 
@@ -46,6 +47,7 @@ FLUSH_NS = 20_000_000
 LOOK_NS = 5_000_000
 """A look at the own memory takes as long as a quick task: so there is one in so much time only."""
 
+READ_BYTES = 1 << 20
 _ROWS = msgspec.json.Decoder(list[list[Any]])
 _PR_SET_PDEATHSIG = 1
 
@@ -103,17 +105,19 @@ class Child:
 
     def __init__(self, kit: Kit, tasks: Callable[[Child], Tasks]) -> None:
         self.kit = kit
-        self.jobs = open(kit.jobs_fd, "rb", buffering=1 << 20)
-        self.results_fd = kit.results_fd
+        self.jobs_fd, self.results_fd = kit.jobs_fd, kit.results_fd
+        self.frames = Frames()
         self.cell = Cell(kit.cell_fd)
         self.worker, self.host = kit.worker, os.uname().nodename
         self.bags: dict[str, BagFrame] = {}
         self.epoch = 0
-        self.job = self.filled = self.flushed_ns = self.looked_ns = 0
+        self.job = self.sent_ns = self.looked_ns = 0
+        self.closed = self.filled = 0
+        """As in the cell."""
         self.all_done = True
-        """Are all results that weren't sent yet of tasks that are done?"""
+        """Are all lines that aren't in a frame yet of tasks that are done?"""
         self.asked, self.ahead = 0, deque[tuple[int, int, int, bytes]]()
-        """How often it asked the supervisor for something, and what came before the answer."""
+        """How often it asked the supervisor for something, and what it was told and hasn't done."""
         self.left = kit.max_tasks or -1
         self.max_memory_bytes = kit.max_memory_bytes
         self.printed = Printed()
@@ -122,8 +126,14 @@ class Child:
 
     def run(self) -> None:
         """Serve until the supervisor closes the pipe, or there have been enough tasks or memory."""
-        while self.left and (read := self.ahead.popleft() if self.ahead else self._read()) is not None:
-            kind, job, offset, payload = read
+        while self.left:
+            if not self.ahead:
+                self._send_stored()  # nobody is to wait for what is done
+                if (received := self._receive()) is None:
+                    return
+                self.ahead += received
+                continue
+            kind, job, offset, payload = self.ahead.popleft()
             if kind == BAG:
                 bag = msgspec.json.decode(payload, type=BagFrame)
                 self.bags[bag.uid] = bag
@@ -133,6 +143,7 @@ class Child:
                 self.epoch = offset
             elif kind == JOB and self.cell.words[Cell.EPOCH] == self.epoch:
                 self._run_job(job, offset, payload)
+        self._send_stored()
 
     def ask(self, request: bytes) -> bytes:
         """Have the supervisor submit something for the task that runs, and wait for its answer.
@@ -140,19 +151,21 @@ class Child:
         Raises UnavailableError when the worker ends."""
         self.asked += 1
         self._send(frame(SUBMIT, self.job, self.asked, request))
-        while (read := self._read()) is not None:
-            if read[0] != ANSWER:
-                self.ahead.append(read)
-            elif read[2] == self.asked:
-                return read[3]
-        raise UnavailableError("the worker is ending")
+        answer = None
+        while answer is None:
+            if (received := self._receive()) is None:
+                raise UnavailableError("the worker is ending")
+            for each in received:
+                if each[0] != ANSWER:
+                    self.ahead.append(each)
+                elif each[2] == self.asked:
+                    answer = each[3]
+        return answer
 
-    def _read(self) -> tuple[int, int, int, bytes] | None:
-        header = self.jobs.read(HEADER.size)
-        if len(header) < HEADER.size:
-            return None
-        length, kind, job, offset = HEADER.unpack(header)
-        return kind, job, offset, self.jobs.read(length)
+    def _receive(self) -> list[tuple[int, int, int, bytes]] | None:
+        """Frames, of which the last may still be on its way; None: there will be no more."""
+        data = os.read(self.jobs_fd, READ_BYTES)
+        return self.frames.feed(data) if data else None
 
     def _run_job(self, job: int, start: int, body: bytes) -> None:
         words = self.cell.words
@@ -165,9 +178,10 @@ class Child:
             if len(rows) != message.count or any(len(row) != width for row in rows):
                 raise MtaskError("the rows don't match the message's count and columns")
         except (MtaskError, ValueError, RecursionError) as error:
+            self._send_stored()
             self._send(frame(BAD, job, start, str(error).encode()))
             return
-        self.job, self.flushed_ns = job, time.monotonic_ns()
+        self.job = job
         self.printed.mend()
         spec = self.bags[message.uid].spec
         run = self.tasks.of(message, spec)
@@ -190,7 +204,12 @@ class Child:
             rows[offset] = []
         else:
             offset = message.count
-        self._flush(offset, frame(ENDED, job, offset))
+        if self.filled + 2 * HEADER.size > self.cell.BUFFER_BYTES:
+            self._close(offset)
+            self._send_stored()
+        self._close(offset, ended=True)
+        if time.monotonic_ns() - self.sent_ns > FLUSH_NS:
+            self._send_stored()
 
     def _expired(self, message: Message, spec: Spec, index: int, name: str | None) -> Result:
         return Result.expired(
@@ -206,38 +225,49 @@ class Child:
 
     def _keep(self, offset: int, line: bytes, *, done: bool) -> None:
         """Put a result where a crash can't reach it, and send what has gathered when it is time."""
-        size, cell = len(line) + 1, self.cell
-        if self.filled + size > cell.BUFFER_BYTES:
-            self._flush(offset)
-            if size > cell.BUFFER_BYTES:
+        cell, size = self.cell, len(line) + 1 + HEADER.size  # that of ENDED
+        at = self.filled if self.filled > self.closed else self.closed + HEADER.size
+        if at + size > cell.BUFFER_BYTES:
+            self._close(offset)
+            self._send_stored()
+            at = HEADER.size
+            if at + size > cell.BUFFER_BYTES:
                 self._send(frame(DONE if done else RESULTS, self.job, offset + 1, line + b"\n"))
                 return
-        if not self.filled:
+        if self.filled == self.closed:
             cell.words[Cell.FIRST] = offset
-        cell.buffer[self.filled : self.filled + size] = line + b"\n"
-        self.filled += size
+        self.filled = at + len(line) + 1
+        cell.buffer[at : self.filled] = line + b"\n"
         self.all_done = self.all_done and done
-        cell.words[Cell.FILLED] = self.filled
-        if time.monotonic_ns() - self.flushed_ns > FLUSH_NS:
-            self._flush(offset + 1)
+        cell.words[Cell.STORED] = self.closed << 32 | self.filled
+        if time.monotonic_ns() - self.sent_ns > FLUSH_NS:
+            self._close(offset + 1)
+            self._send_stored()
 
-    def _flush(self, offset: int, behind: bytes = b"") -> None:
-        """Send the results of the tasks before `offset`, and a frame `behind` them."""
-        cell = self.cell
+    def _close(self, offset: int, *, ended: bool = False) -> None:
+        """Make a frame of the results of the tasks before `offset`; `ended`: there are no others of this job."""
+        cell, end = self.cell, self.filled
         if self.max_memory_bytes is not None:
             self._look_at_memory(self.max_memory_bytes)
         if not self.left:
             cell.words[Cell.SPENT] = 1
-        if self.filled:
-            kind = DONE if self.all_done else RESULTS
-            behind = frame(kind, self.job, offset, cell.buffer[: self.filled]) + behind
-        if behind:
-            self._send(behind)
-        if self.filled:
-            cell.words[Cell.FILLED] = self.filled = 0
+        if end > self.closed:
+            kind, size = DONE if self.all_done else RESULTS, end - self.closed - HEADER.size
+            HEADER.pack_into(cell.buffer, self.closed, size, kind, self.job, offset)
+        if ended:
+            HEADER.pack_into(cell.buffer, end, 0, ENDED, self.job, offset)
+            end += HEADER.size
+        self.closed = self.filled = end
+        self.all_done = True
+        cell.words[Cell.STORED] = end << 32 | end  # at once, whenever it may die
+
+    def _send_stored(self) -> None:
+        cell = self.cell
+        if self.closed:
+            self._send(cell.buffer[: self.closed])
+            cell.words[Cell.STORED] = self.closed = self.filled = 0
             cell.words[Cell.PORTION] += 1
-            self.all_done = True
-        self.flushed_ns = time.monotonic_ns()
+        self.sent_ns = time.monotonic_ns()
 
     def _look_at_memory(self, max_bytes: int) -> None:
         """Between two tasks: begin no other one if they have left too much behind."""
@@ -247,7 +277,7 @@ class Child:
             if own_bytes() > max_bytes:
                 self.left = 0
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview[int]) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self.results_fd, view) :]

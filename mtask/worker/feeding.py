@@ -140,6 +140,10 @@ class ChildRunner(Runner):
         return self._stdout, self._stderr
 
     def check(self) -> None:
+        if len(self.jobs) > 1 and self._process is not None:
+            serial = self._cell.task()[0]
+            if any(job.serial == serial for job in self.jobs) and serial != self.jobs[0].serial:
+                self._take_unsent()  # the child is beyond the first
         super().check()
         if (running := self.running()) is not None and running[2] > PEEK_AFTER_S:
             self._take_unsent()
@@ -244,23 +248,26 @@ class ChildRunner(Runner):
             return False
         if not data:  # it has closed the pipe, but may go on for long
             self._close("_results_out")
-        for kind, serial, offset, payload in self._frames.feed(data):
-            if kind == SUBMIT:
-                self._submit(offset, payload)
-                continue
-            if not self.jobs or self.jobs[0].serial != serial:
-                continue  # of a job that was cut away before it began
-            job = self.jobs[0]
-            if kind == DONE:
-                self._take_done(job, offset, payload)
-            elif kind == RESULTS:
-                self._take(job, offset, payload)
-            elif kind == ENDED:
-                self._ended(job)
-            elif kind == BAD:
-                self.jobs.popleft()
-                self.host.bad_message(job, payload.decode())
+        for each in self._frames.feed(data):
+            self._take_frame(*each)
         return bool(data)
+
+    def _take_frame(self, kind: int, serial: int, offset: int, payload: bytes) -> None:
+        if kind == SUBMIT:
+            self._submit(offset, payload)
+            return
+        if not self.jobs or self.jobs[0].serial != serial:
+            return  # of a job that was cut away before it began, or it was seen in the cell before
+        job = self.jobs[0]
+        if kind == DONE:
+            self._take_done(job, offset, payload)
+        elif kind == RESULTS:
+            self._take(job, offset, payload)
+        elif kind == ENDED:
+            self._ended(job)
+        elif kind == BAD:
+            self.jobs.popleft()
+            self.host.bad_message(job, payload.decode())
 
     def _submit(self, number: int, request: bytes) -> None:
         process = self._process
@@ -309,10 +316,14 @@ class ChildRunner(Runner):
             return
 
     def _take_unsent(self) -> None:
-        unsent = self._cell.unsent()
-        if unsent is None or not self.jobs or unsent[0] != self.jobs[0].serial:
+        """What the child has done and not sent: it comes again, but counts only once."""
+        if (unsent := self._cell.unsent()) is None:
             return
-        _, first, lines = unsent
+        frames, serial, first, lines = unsent
+        for each in Frames().feed(frames):
+            self._take_frame(*each)
+        if not self.jobs or self.jobs[0].serial != serial:
+            return
         count = lines.count(b"\n")
         if first <= self.jobs[0].got < first + count:
             self._take(self.jobs[0], first + count, lines)
@@ -342,6 +353,7 @@ class ChildRunner(Runner):
             job, offset, wall_s = running
             error = self._why_it_died(job, status) if cause is None else self._why_stopped(job)
             code = status if cause is None else None
+            wall_s = wall_s if self.setup_s() is None else self._cell.before_setup_s()
             job.got = offset + 1
             self.host.attempts_ended(job, [failed_attempt(self, job, offset, error, wall_s, exit_code=code)])
         elif cause is None and self._cell.task()[0] < 0:

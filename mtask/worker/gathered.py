@@ -14,6 +14,8 @@ __all__ = ["Gathered"]
 
 GATHER_S = 0.05
 """Results of quick tasks are written together, this often: whoever kills a worker makes no more of them run again."""
+ENOUGH_BYTES = 256 * 1024
+"""So many are written at once."""
 
 
 class Gathered:
@@ -22,38 +24,44 @@ class Gathered:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._results: dict[Held, list[Result]] = {}
-        self._told: list[tuple[Held, Portion]] = []
-        self._bytes = 0
+        self._portions: list[tuple[Held, Portion]] = []
+        self._results_bytes = self._portions_bytes = 0
         self._last_s = 0.0
+        self.awaited = False
+        """Does anybody wait for something of it?"""
         self.due_s = math.inf
         """When they have to go (monotonic clock); infinite: there are none."""
 
-    @property
-    def awaited(self) -> bool:
-        """Does anybody wait for something of it?"""
-        return bool(self._results)
-
     def add(self, held: Held, results: list[Result], size_bytes: int) -> None:
-        if not self._results:
-            self.due_s = min(self.due_s, self._last_s + GATHER_S)
+        self._is_awaited()
         self._results.setdefault(held, []).extend(results)
-        self._bytes += size_bytes
+        self._results_bytes += size_bytes
 
-    def add_told(self, held: Held, portion: Portion) -> None:
-        """Whoever waited for these has them already: they would only be in the way of what comes next."""
-        if not self._told:
+    def add_portion(self, held: Held, portion: Portion, *, told: bool = False) -> None:
+        """`told`: whoever waited for these has them already, and they would be in the way of what comes next."""
+        if not told:
+            self._is_awaited()
+        elif not self._portions:
             self.due_s = min(self.due_s, time.monotonic() + GATHER_S)
-        self._told.append((held, portion))
+        self._portions.append((held, portion))
+        self._portions_bytes += len(portion.lines)
+        if self._portions_bytes >= ENOUGH_BYTES:
+            self.due_s = 0.0
+
+    def _is_awaited(self) -> None:
+        if not self.awaited:
+            self.awaited = True
+            self.due_s = min(self.due_s, self._last_s + GATHER_S)
 
     def pass_on(self) -> None:
-        told, self._told = self._told, []
-        for held, portion in told:
+        if self.awaited:
+            self._last_s = time.monotonic()
+        self.awaited, self.due_s = False, math.inf
+        portions, self._portions, self._portions_bytes = self._portions, [], 0
+        for held, portion in portions:
             self._recorder.portion_done(held, portion)
         gathered, self._results = self._results, {}
-        size_bytes, self._bytes = self._bytes, 0
-        self.due_s = math.inf
-        if gathered:
-            self._last_s = time.monotonic()
+        size_bytes, self._results_bytes = self._results_bytes, 0
         for held, results in gathered.items():
             self._recorder.attempts_ended(held, results, size_bytes)
             size_bytes = 0

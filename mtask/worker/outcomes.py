@@ -78,10 +78,8 @@ class Outcomes:
         self._expenses.ended(job.held.bag.uid, portion.count)
         if not job.held.lost:
             # What is held counts as running where that is limited.
-            if self._on_done(portion) and not job.held.lane.limited:
-                self._gathered.add_told(job.held, portion)
-            else:
-                self._recorder.portion_done(job.held, portion)
+            told = self._on_done(portion) and not job.held.lane.limited
+            self._gathered.add_portion(job.held, portion, told=told)
 
     def _gives_back(self, job: Job, results: list[Result]) -> bool:
         """A function that isn't known here may be known to another worker, of a newer version of its program."""

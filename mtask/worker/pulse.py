@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import mtask
-from mtask.errors import BackendError, SchemaError
+from mtask.errors import BackendError
 from mtask.heartbeat import Running, WorkerStatus
 from mtask.table import Table
 from mtask.worker.runner import HOSTNAME
@@ -92,8 +92,9 @@ class Pulse(Service):
     def _look_at_all_bags(self) -> None:
         """A bag that this version can't read is no reason to leave the others alone."""
         try:
-            self._worker.submits.look_whether_any_is_done(self._table.bags())
-        except (SchemaError, msgspec.MsgspecError, ValueError) as error:
+            bags = self._table.bags(skipped=lambda error: self._worker.notes.once(str(error)))
+            self._worker.submits.look_whether_any_is_done(bags)
+        except (msgspec.MsgspecError, ValueError) as error:
             self._worker.notes.once(
                 f"whether any bag waits only for the task that comes after it can't be seen: {error}"
             )

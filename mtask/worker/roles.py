@@ -24,7 +24,7 @@ from mtask.roles import (
     swap,
     unasked,
 )
-from mtask.table import Table
+from mtask.table import Table, leave_out
 from mtask.worker.notes import Notes
 from mtask.worker.service import Service
 
@@ -191,7 +191,7 @@ class Backlog:
 
     def _count(self, offered: Collection[str]) -> dict[str, int]:
         now_s, found = self._clock(), Counter[str]()
-        for bag in self._table.bags():
+        for bag in self._table.bags(skipped=leave_out):  # the pulse says what it can't read
             key = bag.uid, bag.generation, bag.state
             if now_s < self._finished.get(key, 0.0):
                 continue

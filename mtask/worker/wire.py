@@ -17,8 +17,8 @@ To the supervisor:
     BAD      payload: why the job's rows can't be read
     SUBMIT   the task that runs submits tasks, and waits; offset: which SUBMIT of this child it is
 
-The cell tells the supervisor without a message which task runs and since when, and holds the results
-that were not sent yet, so that nothing that was done is lost when the child dies. And it tells the
+The cell tells the supervisor without a message which task runs and since when, and holds what was not sent yet: complete
+frames, then lines of the job that runs. So nothing that was done is lost when the child dies. And it tells the
 child to stop before the next task: the supervisor raises the barrier's epoch.
 """
 
@@ -79,20 +79,23 @@ class Frames:
 
 
 class Cell:
-    """Memory that a supervisor shares with one child: eleven 64-bit words, then a buffer of results.
+    """Memory that a supervisor shares with one child: twelve 64-bit words, then a buffer of results.
 
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, FILLED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND, TOLD = range(11)
+    TASK, STARTED_NS, EPOCH, STORED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND, BEFORE_NS, TOLD = (
+        range(12)
+    )
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
-    clock). FILLED: bytes of results in the buffer; FIRST: the first one's offset; PORTION: counts the times
-    the buffer was emptied; SPENT: 1 when it will begin no other task, and end. SETUP_NS: while a setup function of
-    that task runs, how long it may take; then STARTED_NS is its start. COMMAND: the
-    pid, and process group, of the command that runs; 0: none; -1: it is being started. The supervisor writes EPOCH, the
-    barrier, STOPPING: 1 when it drains, and TOLD: 1 when a signal to a child that starts commands is its own."""
+    clock). STORED: where the frames in the buffer end (in the upper half), and the lines, which begin a header's length
+    behind them; FIRST: offset of the first line; PORTION: counts the times the buffer was emptied; SPENT: 1 when it will
+    begin no other task, and end. SETUP_NS: while a setup function of that task runs, how long it may take; then STARTED_NS
+    is its start, and BEFORE_NS what the task itself has taken. COMMAND: the pid, and process group, of the command that
+    runs; 0: none; -1: it is being started. The supervisor writes EPOCH, the barrier, STOPPING: 1 when it drains, and
+    TOLD: 1 when a signal to a child that starts commands is its own."""
 
-    WORDS = 11
+    WORDS = 12
     BUFFER_BYTES = 256 * 1024
 
     def __init__(self, fd: int) -> None:
@@ -122,15 +125,25 @@ class Cell:
         """How long the setup function that runs may take; None: it is the task that runs."""
         return self.words[self.SETUP_NS] / 1e9 if self.words[self.SETUP_NS] else None
 
-    def unsent(self) -> tuple[int, int, bytes] | None:
-        """(job, offset of the first, lines) of results in the buffer, if it holds still."""
+    def before_setup_s(self) -> float:
+        """What the task itself had taken when the setup function began that runs."""
+        return self.words[self.BEFORE_NS] / 1e9
+
+    def unsent(self) -> tuple[bytes, int, int, bytes] | None:
+        """(frames, job, offset of the first line, lines) in the buffer, if it holds still."""
         words = self.words
         job, portion = words[self.TASK] >> 32, words[self.PORTION]
-        filled, first = words[self.FILLED], words[self.FIRST]
-        lines = bytes(self.buffer[:filled])
-        if not filled or portion != words[self.PORTION] or job != words[self.TASK] >> 32:
+        stored, first = words[self.STORED], words[self.FIRST]
+        closed, filled = stored >> 32, stored & 0xFFFFFFFF
+        data = bytes(self.buffer[:filled])
+        if (
+            not stored
+            or portion != words[self.PORTION]
+            or closed != words[self.STORED] >> 32
+            or job != words[self.TASK] >> 32
+        ):
             return None
-        return job, first, lines
+        return data[:closed], job, first, data[closed + HEADER.size :]
 
     def close(self) -> None:
         self.words.release()

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from mtask.settings import Urls
 from tests.chaos.harness import Site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
+def urls() -> Urls | None:
+    """Where queue and table are; None: in one file."""
+    return None
+
+
+@pytest.fixture
+def site(tmp_path: Path, urls: Urls | None) -> Iterator[Site]:
+    with Site(tmp_path, urls) as site:
+        yield site

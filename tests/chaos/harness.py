@@ -146,6 +146,22 @@ class Site:
                 worker.kill()
         self.manager.close()
 
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        for number, worker in enumerate(self.workers):
+            print(f"worker {number} said:\n{worker.said()}")
+
+
+def init(folder: Path, *args: str) -> str:
+    """`mtask init`, and what it printed."""
+    command = [sys.executable, "-m", "mtask", "init", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
 
 def check(bag: BagHandle) -> list[Result]:
     """What must hold at the end, whatever happened: each task has exactly one row."""

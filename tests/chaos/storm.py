@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 LEASE_S = 3.0
 RETRIES = 1
 PER_MESSAGE = 5
+SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
+"""Of this run; what failed can be tried again with the same one."""
 MOST_DEATHS = 8
 """So many random kills in a row hit hardly any innocent task."""
 COMMAND = """
@@ -331,6 +333,29 @@ class Storm:
                 sum((Counter(row.state.value for row in bag.results()) for bag in self.bags), Counter())
             ),
         }
+
+
+def storm_is_survived(
+    folder: Path,
+    urls: Urls | None = None,
+    *,
+    tasks: int,
+    seconds: float,
+    every_s: float = 0.8,
+    rates: dict[str, float] | None = None,
+) -> None:
+    """All faults for so long, after which nothing may be wrong."""
+    print(f"CHAOS_SEED={SEED}")
+    plan = Plan(seed=SEED, tasks=tasks, workers=3, every_s=every_s, kinds=ALL, task_s=0.2, rates=rates or {})
+    storm = Storm(folder, plan, urls)
+    try:
+        storm.rage(seconds)
+        storm.calm(timeout_s=90)
+        wrongs = storm.wrongs()
+        print(storm.figures())
+    finally:
+        storm.site.close()
+    assert wrongs == []
 
 
 def _is_right(row: Result, kind: str) -> bool:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import uuid
 from collections import Counter
@@ -13,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mtask.model import State
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
-from tests.chaos.storm import ALL, Plan, Storm
+from tests.chaos.harness import Site, check, init, one_of_three_is_killed, wait_for
+from tests.chaos.storm import storm_is_survived
 from tests.servers.proxy import Answer, Proxy, Request, error, proxy_to
-
-SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 
 
 @pytest.fixture
@@ -27,24 +21,8 @@ def urls(moto: str, tmp_path: Path) -> Urls:
     """Of a queue and a table that `mtask init` has made."""
     name = f"reads-{uuid.uuid4().hex[:8]}"
     urls = Urls(f"sqs://eu-west-1/{name}", f"dynamodb://eu-west-1/{name}")
-    done = subprocess.run(
-        [sys.executable, "-m", "mtask", "init", urls.queue],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    init(tmp_path, urls.queue)
     return urls
-
-
-@pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
@@ -120,15 +98,4 @@ def test_throttling_is_waited_out_with_one_warning(site: Site, proxied: Proxy) -
 
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
-    print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=200, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
-    storm = Storm(tmp_path, plan, urls)
-    try:
-        storm.rage(10)
-        storm.calm(timeout_s=90)
-        wrongs = storm.wrongs()
-        print(storm.figures())
-        assert {row.state for bag in storm.bags for row in bag.results()} <= {State.DONE, State.FAILED}
-    finally:
-        storm.site.close()
-    assert wrongs == []
+    storm_is_survived(tmp_path, urls, tasks=200, seconds=10)

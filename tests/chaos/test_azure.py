@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mtask.model import State
 from mtask.settings import Urls
 from mtask_azure import table_beside
-from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
-from tests.chaos.storm import ALL, Plan, Storm
+from tests.chaos.harness import Site, check, init, one_of_three_is_killed, wait_for
+from tests.chaos.storm import storm_is_survived
 from tests.servers.azure import ACCOUNT, CONNECTION, SERVICES, Azurite, Servers, azurite_in, point_at
 from tests.servers.azureproxy import Answer, Request, error, proxy_to, table_error
-
-SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 
 
 @pytest.fixture
@@ -31,27 +24,16 @@ def urls(azurite: Azurite, azurite_tables: Servers, tmp_path: Path) -> Urls:
 
 def made(queue: str, folder: Path) -> Urls:
     urls = Urls(queue, table_beside(queue))
-    done = subprocess.run(
-        [sys.executable, "-m", "mtask", "init", queue],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    said = init(folder, queue)
     for kind in ("queue", "poison queue", "table", "container"):
-        assert f"{'made':<10} {kind} " in done.stdout
+        assert f"{'made':<10} {kind} " in said
     return urls
 
 
 @pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
+def site(site: Site) -> Site:
     del site.env["MTASK_TABLE"]  # workers find it beside the queue
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
+    return site
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
@@ -115,18 +97,7 @@ def test_throttling_is_waited_out_with_one_warning(site: Site, azurite: Azurite)
 
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
-    print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=80, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
-    storm = Storm(tmp_path, plan, urls)
-    try:
-        storm.rage(4)
-        storm.calm(timeout_s=90)
-        wrongs = storm.wrongs()
-        print(storm.figures())
-        assert {row.state for bag in storm.bags for row in bag.results()} <= {State.DONE, State.FAILED}
-    finally:
-        storm.site.close()
-    assert wrongs == []
+    storm_is_survived(tmp_path, urls, tasks=80, seconds=4)
 
 
 def test_a_table_that_is_away_for_a_while(
@@ -137,8 +108,7 @@ def test_a_table_that_is_away_for_a_while(
         for service in SERVICES:
             server.start(service)
         point_at(server.connection(), monkeypatch)
-        site = Site(tmp_path, made(f"azureq://{ACCOUNT}/reads", tmp_path))
-        try:
+        with Site(tmp_path, made(f"azureq://{ACCOUNT}/reads", tmp_path)) as site:
             bag = site.submit("work", 120, lease_s=60, per_message=10, seconds=0.05)
             worker = site.start_worker("-j", "2")
             wait_for(lambda: bag.counts().done > 20, "some are recorded", timeout_s=120)
@@ -153,6 +123,3 @@ def test_a_table_that_is_away_for_a_while(
             assert Counter(begin.task for begin in site.begins()) == Counter(range(120))
             worker.terminate()
             assert worker.exit_code(timeout_s=60) == 0, worker.said()
-        finally:
-            site.close()
-            print("\n".join(each.said() for each in site.workers))

@@ -12,15 +12,10 @@ import pytest
 
 from mtask.manager import connect
 from mtask.model import Counts
-from tests.servers.condor import TASKS, CondorPool, wait_until
+from tests.servers.condor import CondorPool, wait_until
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("importable")]
 LONG_S = 900.0
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TASKS.parent))
 
 
 def test_2000_tasks_in_200_messages(pool: CondorPool, tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, wait_for
+from tests.chaos.harness import Site, check, init, wait_for
 from tests.servers.firestore import new_url
 from tests.servers.wire import Wire
 
@@ -20,24 +17,8 @@ from tests.servers.wire import Wire
 def urls(firestore: str, tmp_path: Path) -> Urls:
     """Of a queue and a table that `mtask init` has made."""
     urls = Urls(f"sqlite:///{tmp_path}/mtask.db", new_url())
-    done = subprocess.run(
-        [sys.executable, "-m", "mtask", "init", urls.queue, "--table", urls.table],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    init(tmp_path, urls.queue, "--table", urls.table)
     return urls
-
-
-@pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
 
 
 def test_a_table_that_goes_away_in_the_middle_is_waited_for(site: Site, firestore: str) -> None:

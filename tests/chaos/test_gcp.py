@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, wait_for
-from tests.chaos.storm import ALL, Plan, Storm
+from tests.chaos.harness import Site, check, init, wait_for
+from tests.chaos.storm import storm_is_survived
 from tests.servers.gcp import Emulator
 
-SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 TASKS = 160
 
 
@@ -26,25 +21,14 @@ def urls(pubsub: Emulator, firestore: str, tmp_path: Path, monkeypatch: pytest.M
     url = pubsub.url()
     monkeypatch.setenv("MTASK_QUEUE", url)
     monkeypatch.delenv("MTASK_TABLE", raising=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "mtask", "init"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    init(tmp_path)
     return Urls(url, url.replace("pubsub:", "firestore:"))
 
 
 @pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
+def site(site: Site) -> Site:
     del site.env["MTASK_TABLE"]
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
+    return site
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
@@ -66,14 +50,4 @@ def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> No
 
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
-    print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=60, workers=3, every_s=0.6, kinds=ALL, task_s=0.2, rates={})
-    storm = Storm(tmp_path, plan, urls)
-    try:
-        storm.rage(4)
-        storm.calm(timeout_s=90)
-        wrongs = storm.wrongs()
-        print(storm.figures())
-    finally:
-        storm.site.close()
-    assert wrongs == []
+    storm_is_survived(tmp_path, urls, tasks=60, seconds=4, every_s=0.6)

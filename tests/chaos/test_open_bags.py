@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mtask.errors import BagNotFoundError
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, wait_for
+from tests.chaos.harness import Site, check, init, wait_for
 from tests.servers.postgres import Postgres
 
 
 @pytest.fixture(params=["sqlite", "postgres", "aws"])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Urls:
     name = f"open-{uuid.uuid4().hex[:8]}"
     if request.param == "sqlite":
         urls = Urls(f"sqlite:///{tmp_path}/t.db", f"sqlite:///{tmp_path}/t.db")
@@ -30,14 +27,8 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
         request.getfixturevalue("moto")
         urls = Urls(f"sqs://eu-west-1/{name}", f"dynamodb://eu-west-1/{name}")
     if request.param != "sqlite":
-        args = [sys.executable, "-m", "mtask", "init", urls.queue]
-        done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-    site = Site(tmp_path, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
+        init(tmp_path, urls.queue)
+    return urls
 
 
 def test_workers_die_while_their_tasks_submit_and_each_child_exists_once(site: Site) -> None:

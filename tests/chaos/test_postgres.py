@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from mtask.model import State
 from mtask.settings import Urls
-from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
-from tests.chaos.storm import ALL, Plan, Storm
+from tests.chaos.harness import Site, check, init, one_of_three_is_killed, wait_for
+from tests.chaos.storm import storm_is_survived
 from tests.servers.postgres import Postgres
-
-SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 
 
 @pytest.fixture
 def urls(postgres: Postgres, tmp_path: Path) -> Urls:
     """Of a schema that `mtask init` has made."""
     url = f"{postgres.url}?schema={postgres.schema()}"
-    done = subprocess.run(
-        [sys.executable, "-m", "mtask", "init", url], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+    init(tmp_path, url)
     return Urls(url, url)
-
-
-@pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
@@ -126,16 +107,4 @@ def test_a_foreign_message_is_set_aside_once(site: Site, postgres: Postgres, url
 
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
-    print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=200, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
-    storm = Storm(tmp_path, plan, urls)
-    began_s = time.monotonic()
-    try:
-        storm.rage(8)
-        storm.calm(timeout_s=90)
-        wrongs = storm.wrongs()
-        print(storm.figures(), f"{time.monotonic() - began_s:.0f} s")
-        assert {row.state for bag in storm.bags for row in bag.results()} <= {State.DONE, State.FAILED}
-    finally:
-        storm.site.close()
-    assert wrongs == []
+    storm_is_survived(tmp_path, urls, tasks=200, seconds=8)

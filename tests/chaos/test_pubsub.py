@@ -27,19 +27,6 @@ def urls(pubsub: Emulator, tmp_path: Path) -> Urls:
     return urls_at(pubsub, tmp_path)
 
 
-@pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    yield from _site(tmp_path, urls)
-
-
-def _site(folder: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(folder, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
-
-
 def test_a_task_three_deadlines_long_is_delivered_once_while_others_look_for_it(site: Site) -> None:
     bag = site.submit("work", 1, lease_s=2, seconds=6.5)
     workers = [site.start_worker("-j", "1") for _ in range(2)]
@@ -69,7 +56,8 @@ def test_a_foreign_message_is_set_aside_once(site: Site) -> None:
 
 @pytest.fixture
 def mortal_site(own_emulator: Emulator, tmp_path: Path) -> Iterator[Site]:
-    yield from _site(tmp_path, urls_at(own_emulator, tmp_path))
+    with Site(tmp_path, urls_at(own_emulator, tmp_path)) as site:
+        yield site
 
 
 def test_an_emulator_that_is_killed_and_comes_back_empty(own_emulator: Emulator, mortal_site: Site) -> None:

@@ -6,9 +6,7 @@ looked at last.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,9 @@ from mtask.settings import Urls
 from mtask_rabbitmq import RabbitQueue, make_queue
 from mtask_rabbitmq.sender import Letter
 from tests.chaos.harness import Site, check, one_of_three_is_killed, wait_for
-from tests.chaos.storm import ALL, Plan, Storm
+from tests.chaos.storm import storm_is_survived
 from tests.servers.rabbitmq import CONSUMER_TIMEOUT_S, Broker
 from tests.servers.rabbitmq_long import LONG_S, LongTask
-
-SEED = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(2)))
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +31,6 @@ def urls(mortal_rabbitmq: Broker, tmp_path: Path) -> Urls:
     url = mortal_rabbitmq.url()
     make_queue(url)
     return Urls(url, f"sqlite:///{tmp_path}/t.db")
-
-
-@pytest.fixture
-def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:
-    site = Site(tmp_path, urls)
-    yield site
-    site.close()
-    for number, worker in enumerate(site.workers):
-        print(f"worker {number} said:\n{worker.said()}")
 
 
 def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> None:
@@ -98,18 +85,7 @@ def test_a_foreign_message_is_set_aside_once(site: Site) -> None:
 
 
 def test_a_storm(tmp_path: Path, urls: Urls) -> None:
-    print(f"CHAOS_SEED={SEED}")
-    plan = Plan(seed=SEED, tasks=200, workers=3, every_s=0.8, kinds=ALL, task_s=0.2, rates={})
-    storm = Storm(tmp_path, plan, urls)
-    try:
-        storm.rage(10)
-        storm.calm(timeout_s=90)
-        wrongs = storm.wrongs()
-        print(storm.figures())
-        assert {row.state for bag in storm.bags for row in bag.results()} <= {State.DONE, State.FAILED}
-    finally:
-        storm.site.close()
-    assert wrongs == []
+    storm_is_survived(tmp_path, urls, tasks=200, seconds=10)
 
 
 def test_what_is_held_for_too_long_is_lost_and_the_broker_says_why(long_task: LongTask) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -21,12 +21,6 @@ from tests.servers.azurehooks import create, hooked, killed_at, lose_first_answe
 @pytest.fixture
 def url(azurite_tables: Servers) -> str:
     return create()
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[AzureTable]:
-    with closing(open_table(url)) as table:
-        yield table
 
 
 class Azure(Crashes):

@@ -43,12 +43,6 @@ def url(azurite_tables: Servers) -> str:
     return create()
 
 
-@pytest.fixture
-def table(url: str) -> Iterator[AzureTable]:
-    with closing(open_table(url)) as table:
-        yield table
-
-
 # -- URLs and accounts ------------------------------------------------------------------------------------
 
 

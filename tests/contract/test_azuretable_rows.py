@@ -28,10 +28,9 @@ def url(azurite_tables: Servers) -> str:
 
 
 @pytest.fixture
-def table(url: str) -> Iterator[AzureTable]:
-    with closing(open_table(url)) as table:
-        table.create_bag(a_bag())
-        yield table
+def table(table: AzureTable) -> AzureTable:
+    table.create_bag(a_bag())
+    return table
 
 
 def noise(size: int, seed: int = 1) -> str:

@@ -19,12 +19,6 @@ def url(dynalite: str) -> str:
     return create()
 
 
-@pytest.fixture
-def table(url: str) -> Iterator[DynamoTable]:
-    with closing(open_table(url)) as table:
-        yield table
-
-
 class Dynamo(Crashes):
     open = staticmethod(open_table)
 

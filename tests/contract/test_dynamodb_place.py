@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import boto3
@@ -31,6 +29,7 @@ from mtask_aws.clock import ServerClock
 from mtask_aws.setup_table import PRIVATE, make_table
 from tests.contract.table_large import OBJECTS, read_large, write_large
 from tests.servers.dynamodb import create, hook, new_url
+from tests.servers.process import serving
 
 DAY_S = 86400.0
 HOUR_S = 3600.0
@@ -41,12 +40,6 @@ def url(moto: str) -> str:
     url = new_url()
     make_table(url)
     return url
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[DynamoTable]:
-    with closing(open_table(url)) as table:
-        yield table
 
 
 def s3() -> Any:
@@ -353,18 +346,11 @@ def test_who_is_refused_is_told_why(
     moto: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int, error: type[BackendError], text: str
 ) -> None:
     handler = type("Handler", (Refuses,), {"code": code, "status": status})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    try:
+    with serving(handler) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
         with pytest.raises(error, match=text) as caught:
             open_table("dynamodb://us-east-1/reads")
         assert type(caught.value) is error
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_server_that_is_not_there(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:

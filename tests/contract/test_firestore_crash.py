@@ -27,12 +27,6 @@ def url(firestore: str) -> str:
     return create_table()
 
 
-@pytest.fixture
-def table(url: str) -> Iterator[FirestoreTable]:
-    with closing(open_table(url)) as table:
-        yield table
-
-
 class Firestore(Crashes):
     half = False
     more = (a_done(FAR + 3, LONG), a_failed(FAR + 2, LONG))

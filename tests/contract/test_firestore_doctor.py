@@ -24,12 +24,6 @@ def url(firestore: str) -> str:
     return create_table()
 
 
-@pytest.fixture
-def table(url: str) -> Iterator[FirestoreTable]:
-    with closing(open_table(url)) as table:
-        yield table
-
-
 RULES = """rules_version = '2';
 service cloud.firestore { match /databases/{d}/documents {
   match /mtask/{table}/{rest=**} { allow read: if table.matches('readable.*'); allow write: if false; }

@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 
@@ -40,12 +39,6 @@ DAY_S = 86400.0
 @pytest.fixture
 def url(firestore: str) -> str:
     return create_table()
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[FirestoreTable]:
-    with closing(open_table(url)) as table:
-        yield table
 
 
 def noise(size: int) -> str:

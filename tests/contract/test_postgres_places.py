@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +28,7 @@ from mtask_postgres import Database, PostgresQueue, PostgresTable, make_queue, o
 from mtask_postgres.address import address_of
 from mtask_postgres.database import connect
 from tests.servers.postgres import Postgres
+from tests.unit.worker_kit import wait_until
 
 PATIENCE_S = 30.0
 SECRET = "s3cret/p@ss"
@@ -40,27 +40,13 @@ def url(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Iterator[PostgresQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[PostgresTable]:
-    with closing(open_table(url)) as table:
-        table.create_bag(a_bag(total=10))
-        yield table
+def table(table: PostgresTable) -> PostgresTable:
+    table.create_bag(a_bag(total=10))
+    return table
 
 
 def take(queue: PostgresQueue, *, wait_s: float = 0.0, lease_s: float = 600.0) -> list[Delivery]:
     return queue.receive(max_messages=100, lease_s=lease_s, wait_s=wait_s)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- schemas --------------------------------------------------------------------------------------------
@@ -354,7 +340,7 @@ def certificate(postgres: Postgres) -> Iterator[Path]:
     for setting, expected in (("on", True), ("off", False)):
         postgres.ask(f"ALTER SYSTEM SET ssl = {setting}")
         postgres.ask("SELECT pg_reload_conf()")
-        eventually(lambda expected=expected: postgres.ask(has_tls) == [(expected,)])  # type: ignore[misc]
+        wait_until(lambda expected=expected: postgres.ask(has_tls) == [(expected,)])  # type: ignore[misc]
         if expected:
             yield certificate
 

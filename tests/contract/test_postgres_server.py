@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +27,7 @@ from mtask_postgres import Database, PostgresQueue, PostgresTable, open_queue, o
 from mtask_postgres.address import address_of
 from mtask_postgres.database import Connection, connect
 from tests.servers.postgres import Postgres
+from tests.unit.worker_kit import wait_until
 
 PATIENCE_S = 30.0
 
@@ -37,27 +38,13 @@ def url(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def queue(url: str) -> Iterator[PostgresQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[PostgresTable]:
-    with closing(open_table(url)) as table:
-        table.create_bag(a_bag(total=10))
-        yield table
+def table(table: PostgresTable) -> PostgresTable:
+    table.create_bag(a_bag(total=10))
+    return table
 
 
 def take(queue: PostgresQueue, *, wait_s: float = 0.0, lease_s: float = 600.0) -> list[Delivery]:
     return queue.receive(max_messages=100, lease_s=lease_s, wait_s=wait_s)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def persist(action: Callable[[], object]) -> int:
@@ -98,7 +85,7 @@ def joined_s(thread: threading.Thread) -> float:
 def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> None:
     with closing(PostgresQueue(Database(address_of(url)))) as sender:  # as if in another process
         queue.database.bell._start()
-        eventually(lambda: queue.database.bell.listens)
+        wait_until(lambda: queue.database.bell.listens)
         waits_s = []
         for _ in range(7):
             returned_s: list[float] = []
@@ -115,7 +102,7 @@ def test_an_idle_worker_starts_within_50_ms(url: str, queue: PostgresQueue) -> N
 
 def test_who_waits_asks_the_server_about_once_a_second(postgres: Postgres, queue: PostgresQueue) -> None:
     queue.database.bell._start()
-    eventually(lambda: queue.database.bell.listens)
+    wait_until(lambda: queue.database.bell.listens)
     asked = []
     real = queue._take
     queue._take = lambda *args: (asked.append(1), real(*args))[1]  # type: ignore[method-assign,func-returns-value]
@@ -130,7 +117,7 @@ def test_a_release_in_another_process_is_heard(url: str, queue: PostgresQueue) -
         held = take(other)
         taken: list[Delivery] = []
         thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
-        eventually(lambda: queue.database.bell.listens)
+        wait_until(lambda: queue.database.bell.listens)
         other.release(held)
         assert joined_s(thread) < PATIENCE_S / 2
     assert [index_of(each) for each in taken] == [3]
@@ -139,7 +126,7 @@ def test_a_release_in_another_process_is_heard(url: str, queue: PostgresQueue) -
 @pytest.mark.usefixtures("patient")
 def test_who_waits_at_one_lane_hears_of_those_that_were_looked_at(url: str, queue: PostgresQueue) -> None:
     queue.database.bell._start()
-    eventually(lambda: queue.database.bell.listens)
+    wait_until(lambda: queue.database.bell.listens)
     with (
         closing(PostgresQueue(Database(address_of(url)))) as sender,
         closing(sender.lane("a")) as to_a,
@@ -151,7 +138,7 @@ def test_who_waits_at_one_lane_hears_of_those_that_were_looked_at(url: str, queu
             assert take(a) == []
             if between:
                 to_a.send([a_message()])
-                eventually(lambda: a._another_rang() or b._another_rang())
+                wait_until(lambda: a._another_rang() or b._another_rang())
             began_s = time.monotonic()
             thread = in_background(lambda: take(b, wait_s=PATIENCE_S))
             if not between:
@@ -172,7 +159,7 @@ def test_a_waiter_that_is_woken_or_closed_returns(url: str) -> None:
     queue = open_queue(url)
     started_s = time.monotonic()
     thread = in_background(lambda: take(queue, wait_s=PATIENCE_S))
-    eventually(lambda: queue.database.bell.listens)
+    wait_until(lambda: queue.database.bell.listens)
     queue.wake()
     thread.join()
     assert time.monotonic() - started_s < PATIENCE_S / 2
@@ -195,7 +182,7 @@ def test_a_restart_in_the_middle_is_survived(
     taken: list[Delivery] = []
     with closing(queue.lane("later")) as lane:
         thread = in_background(lambda: persist(lambda: taken.extend(take(lane, wait_s=PATIENCE_S))))
-        eventually(lambda: queue.database.bell.listens)
+        wait_until(lambda: queue.database.bell.listens)
         postgres.stop(how)
         for call in (lambda: take(queue), lambda: table.counts("bag"), lambda: queue.delete([held])):
             with pytest.raises(UnavailableError):
@@ -265,11 +252,11 @@ def test_a_transaction_that_the_server_cuts_did_nothing(
 @pytest.mark.usefixtures("patient")
 def test_a_listener_that_is_cut_listens_again(postgres: Postgres, queue: PostgresQueue) -> None:
     queue.database.bell._start()
-    eventually(lambda: queue.database.bell.listens)
+    wait_until(lambda: queue.database.bell.listens)
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
     assert (True,) in postgres.ask(ended)
-    eventually(lambda: not queue.database.bell.listens)
-    eventually(lambda: queue.database.bell.listens)
+    wait_until(lambda: not queue.database.bell.listens)
+    wait_until(lambda: queue.database.bell.listens)
     taken: list[Delivery] = []
     thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
     queue.send([a_message()])
@@ -290,7 +277,7 @@ def test_what_was_sent_while_nobody_listened_is_found(queue: PostgresQueue) -> N
     bell._connect = try_to_connect
     taken: list[Delivery] = []
     thread = in_background(lambda: taken.extend(take(queue, wait_s=PATIENCE_S)))
-    eventually(lambda: bell._thread is not None)  # it has looked, and waits
+    wait_until(lambda: bell._thread is not None)  # it has looked, and waits
     queue.send([a_message()])
     reachable.set()
     assert joined_s(thread) < PATIENCE_S / 2
@@ -364,7 +351,7 @@ def test_what_somebody_keeps_locked_is_given_up(
 def test_a_child_that_closes_what_was_opened_before_the_fork(queue: PostgresQueue) -> None:
     queue.database.bell._start()
     bell = queue.database.bell
-    eventually(lambda: bell.listens)
+    wait_until(lambda: bell.listens)
     (before,) = (connection.info.backend_pid for _, connection in queue.database._idle)
     child = os.fork()
     if not child:

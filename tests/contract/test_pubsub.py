@@ -28,8 +28,8 @@ from mtask_gcp.delays import LOOKS, Kind, Received, ServerTime, sort_out
 from mtask_gcp.names import Envelope, address_of, physical
 from mtask_gcp.prices import billed
 from mtask_gcp.purge import main as purge
-from mtask_gcp.queue import LIGHT_S
 from mtask_gcp.requests import batches
+from mtask_gcp.sender import LIGHT_S
 from tests.servers.gcp import Emulator
 
 

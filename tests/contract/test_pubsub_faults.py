@@ -46,12 +46,6 @@ def url(pubsub: Emulator, proxy: Proxy) -> str:
     return url
 
 
-@pytest.fixture
-def queue(url: str) -> Iterator[PubSubQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
 def refuse(*methods: str, answer: Any = BUSY, times: int = 10**9) -> Any:
     """A rule: the next calls of these methods are answered so."""
     left = [times]

@@ -36,18 +36,6 @@ def url(path: str) -> str:
     return f"sqlite:///{path}"
 
 
-@pytest.fixture
-def queue(url: str) -> Iterator[SqliteQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
-@pytest.fixture
-def table(url: str) -> Iterator[SqliteTable]:
-    with closing(open_table(url)) as table:
-        yield table
-
-
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     """A process of its own that runs `script` as soon as a line comes to its standard input."""
     imports = (

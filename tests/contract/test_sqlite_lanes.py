@@ -25,12 +25,6 @@ def url(path: str) -> str:
     return f"sqlite:///{path}"
 
 
-@pytest.fixture
-def queue(url: str) -> Iterator[SqliteQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
 def receive(queue: Queue, count: int = 1000) -> list[int]:
     return [index_of(d) for d in queue.receive(max_messages=count, lease_s=60, wait_s=0)]
 

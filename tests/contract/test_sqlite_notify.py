@@ -26,12 +26,6 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mtask.db"
 
 
-@pytest.fixture
-def queue(url: str) -> Iterator[SqliteQueue]:
-    with closing(open_queue(url)) as queue:
-        yield queue
-
-
 def soon(action: Callable[[], object]) -> threading.Thread:
     thread = threading.Timer(0.1, action)
     thread.start()

@@ -10,11 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -26,6 +25,7 @@ from mtask.model import Reason, State
 from tests.chaos.harness import wait_for
 from tests.e2e.conftest import signals_as_usual
 from tests.servers.postgres import Postgres
+from tests.servers.process import serving
 from tests.servers.rabbitmq import Broker
 
 ROOT = Path(__file__).parents[2]
@@ -276,13 +276,9 @@ def site() -> Iterator[Site]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        served = Site(f"http://127.0.0.1:{http.server_port}")
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Handler) as address:
+        served = Site(f"http://{address}")
         yield served
-        http.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -307,7 +307,7 @@ def test_a_fifo_queue(aws: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     serverless._manager(queue, TABLE).close()
 
 
-@pytest.mark.parametrize("slots", ["0", "two"])
+@pytest.mark.parametrize("slots", ["0", "two", pytest.param("9" * 5000, id="too large")])
 def test_wrong_settings_are_said(aws: Manager, monkeypatch: pytest.MonkeyPatch, slots: str) -> None:
     submit(aws, "double", [{"x": 1}])
     monkeypatch.setenv("MTASK_SLOTS", slots)

@@ -279,4 +279,7 @@ def test_settings_that_make_no_sense() -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stderr) == (2, "error: PORT must be a number from 1 on, not 'http'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: PORT must be a number from 1 to 999999999, not 'http'\n",
+    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 import mtask
+from tests.unit.worker_kit import wait_until
 
 FUNCTIONS = """
 import time
@@ -28,14 +27,6 @@ def f(x: int, topic: str):
 """
 TIME_S = 10.0
 """Within which a change holds."""
-
-
-def wait_for(condition: Callable[[], Any], *, timeout_s: float = 25) -> Any:
-    end_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < end_s, f"not within {timeout_s:g} s"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture
@@ -74,37 +65,37 @@ class TestAuto:
             submit(command, topic, 3000)
         workers = [command.start("worker", "-j", "1", "--roles", "auto", "--quiet") for _ in range(3)]
         with mtask.connect() as mt:
-            wait_for(lambda: len(mt.roles().workers) == 3)
+            wait_until(lambda: len(mt.roles().workers) == 3)
         assert serving() == {}, "they wait to be told"
 
         assert command("roles", "set", "physics=1").code == 0
-        wait_for(lambda: len(by_worker(command, "physics")) == 3, timeout_s=TIME_S)
+        wait_until(lambda: len(by_worker(command, "physics")) == 3, timeout_s=TIME_S)
         assert not command.results("bio")
 
         set_at = time.time()
         assert command("roles", "set", "physics=2", "bio=1").code == 0
-        wait_for(lambda: command.results("bio"), timeout_s=TIME_S)
+        wait_until(lambda: command.results("bio"), timeout_s=TIME_S)
         ((changed, rows),) = by_worker(command, "bio").items()
         began = min(row.started_at or 0 for row in rows)
         assert began < set_at + TIME_S
-        wait_for(lambda: len(by_worker(command, "physics", after=began)) == 2)
+        wait_until(lambda: len(by_worker(command, "physics", after=began)) == 2)
         assert all((row.started_at or 0) < began for row in by_worker(command, "physics")[changed]), (
             "what it hadn't started, it gave back"
         )
-        wait_for(lambda: serving() == {"physics": 2, "bio": 1})
+        wait_until(lambda: serving() == {"physics": 2, "bio": 1})
 
         (victim,) = (each for each in workers if f"-{each.pid}-" in changed)
         victim.kill()
         killed_at = time.time()
-        (heir,) = wait_for(lambda: by_worker(command, "bio", after=killed_at))
+        (heir,) = wait_until(lambda: by_worker(command, "bio", after=killed_at))
         assert heir != changed
-        wait_for(lambda: serving() == {"physics": 1, "bio": 1})
+        wait_until(lambda: serving() == {"physics": 1, "bio": 1})
         assert command.read("loaded").count("\n") == 5, (
             "a model was loaded once for each role that a worker had"
         )
 
         assert command("roles", "unset").code == 0
-        wait_for(lambda: serving() == {})
+        wait_until(lambda: serving() == {})
         assert json.loads(command("roles", "--json").out)["wanted"] == {}
 
     def test_what_is_shown(self, command):
@@ -135,6 +126,7 @@ class TestAuto:
             ),
             (["physics"], "'physics' should look like physics=4"),
             (["physics=x"], "'physics=x' should look like physics=4"),
+            (["physics=" + "9" * 5000], "is too large; the most is"),
             (["physics=1", "physics=2"], "a role is named twice"),
             (["physics=0"], "a split gives at least one role some workers"),
             (["by-backlog=1"], "'by-backlog' can't be a role"),
@@ -159,11 +151,11 @@ class TestByBacklog:
         submit(command, "physics", 200)
         for _ in range(2):
             command.start("worker", "-j", "1", "--roles", "by-backlog", "--quiet")
-        wait_for(lambda: len(by_worker(command, "physics")) == 2)
+        wait_until(lambda: len(by_worker(command, "physics")) == 2)
         submit(command, "bio", 30)
-        wait_for(lambda: command.results("bio"), timeout_s=TIME_S)
+        wait_until(lambda: command.results("bio"), timeout_s=TIME_S)
         with mtask.connect() as mt:
-            wait_for(lambda: mt.bag("bio").finished() and mt.bag("physics").finished())
+            wait_until(lambda: mt.bag("bio").finished() and mt.bag("physics").finished())
             assert {mt.bag(bag).counts().failed for bag in ("bio", "physics")} == {0}
 
 
@@ -190,7 +182,7 @@ class TestGiven:
         assert "The worker waits for one that does" in err
         assert "3 done" in err
 
-    @pytest.mark.parametrize("roles", ["physics", "auto"])
+    @pytest.mark.parametrize("roles", ["physics", "auto", "by-backlog"])
     def test_a_bag_of_a_newer_version_is_no_reason_to_leave_the_others_alone(self, command, roles):
         submit(command, "physics", 3)
         submit(command, "bio", 3)
@@ -213,7 +205,7 @@ class TestGiven:
         submit(command, "physics", 3)
         command.start("worker", "-j", "1", "--roles", "bio", "--quiet")
         text = "the only worker doesn't have that"
-        shown = wait_for(lambda: text in (out := command("status", "physics").out) and out)
+        shown = wait_until(lambda: text in (out := command("status", "physics").out) and out)
         assert [line.split()[1:4] for line in shown.splitlines()[-2:]] == [
             ["state", "role", "slots"],
             ["working", "bio", "1"],
@@ -229,6 +221,6 @@ def test_a_queue_that_cant_be_woken_delays_no_change(moto, command, monkeypatch)
         submit(command, topic, tasks)
     assert command("roles", "set", "physics=1").code == 0
     command.start("worker", "-j", "1", "--roles", "auto", "--quiet")
-    wait_for(lambda: command.results("physics"), timeout_s=TIME_S)
+    wait_until(lambda: command.results("physics"), timeout_s=TIME_S)
     assert command("roles", "set", "bio=1").code == 0
-    wait_for(lambda: command.results("bio"), timeout_s=TIME_S)
+    wait_until(lambda: command.results("bio"), timeout_s=TIME_S)

@@ -107,7 +107,8 @@ def test_setup_and_cleanup(command):
     ("args", "code", "said"),
     [
         (["--no-such"], 1, "No such option"),
-        (["-n", "many"], 1, "-n must be a number or auto, not 'many'"),
+        (["-n", "9" * 5000], 1, "-n must be a number of at most 9 digits, or auto, not '9999"),
+        (["-n", "many"], 1, "-n must be a number of at most 9 digits, or auto, not 'many'"),
         (["-S", "0"], 1, "the least is 1"),
         (["-e", "-f"], 1, "-e and -f exclude each other"),
         (["a", "b"], 1, "unexpected extra argument"),

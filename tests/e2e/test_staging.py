@@ -7,7 +7,6 @@ import http.server
 import os
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import mtask
 from mtask.errors import BagNotFoundError
 from mtask.model import Reason, Result
 from tests.e2e.conftest import Command
+from tests.servers.process import serving
 
 pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'mtask[urls]'")
 
@@ -220,12 +220,8 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
             asked.append(f"{self.command} {self.path}")
 
     handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", folder, asked
-        server.shutdown()
-        thread.join()
+    with serving(handler) as address:
+        yield f"http://{address}", folder, asked
 
 
 def test_inputs_come_from_web_servers(command: Command, web: tuple[str, Path, list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 
 import pytest
@@ -74,6 +75,33 @@ def test_all(command, bag):
     assert lines[1][:6] == ["b", "running", "10", "5", "4", "1"]
     assert lines[2][:1] + lines[2][-5:] == ["t", "1", "0", "0", "1", "true"]
     assert [entry["bag"] for entry in json.loads(command("status", "--json").out)] == ["b", "t"]
+
+
+LISTS = {
+    "status": (["status"], 0, "good"),
+    "status as JSON": (["status", "--json"], 0, '"good"'),
+    "roles": (["roles"], 0, "physics"),
+    "roles set": (["roles", "set", "physics=2"], 0, ""),
+    "a role that nobody asks for": (["roles", "set", "bio=2"], 2, ""),
+    "dead": (["dead"], 0, ""),
+    "doctor": (["doctor"], 1, "upgrade mtask here"),
+}
+
+
+@pytest.mark.parametrize(("args", "code", "shown"), LISTS.values(), ids=LISTS)
+def test_a_bag_of_a_newer_version_is_left_out_and_said_once(command, args, code, shown):
+    command.write("t.csv", "text\na\n")
+    for bag in ("good", "odd"):
+        command("submit", "t.csv", "--run", "echo {text}", "--bag", bag, "--tags", "physics")
+    with sqlite3.connect(".mtask/mtask.db") as database:
+        database.execute("UPDATE bag SET body = replace(body, '\"run\"', '\"dream\"') WHERE name = 'odd'")
+    outcome = command(*args)
+    assert outcome.code == code, outcome
+    assert shown in outcome.out
+    said = args[:2] != ["roles", "set"] or code
+    assert (outcome.out + outcome.err).count("'odd' can't be read") == bool(said)
+    assert "'odd'" not in command("status", "goof").err
+    assert "did you mean 'good'?" in command("status", "goof").err
 
 
 def test_nothing_yet(command):

@@ -117,6 +117,12 @@ def wait_until(holds: Callable[[], Any], what: str, longest_s: float = PATIENCE_
     return found
 
 
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the jobs run; submitting looks at it, too."""
+    monkeypatch.syspath_prepend(str(TASKS.parent))
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[CondorPool]:
     with running_pool() as it:

@@ -1,15 +1,17 @@
-"""Servers of tests: each a process of its own on a free port of 127.0.0.1."""
+"""Servers of tests on free ports of 127.0.0.1: processes of their own, and small ones in this process."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,6 +44,20 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address (`127.0.0.1:PORT`) of an HTTP server in this process, until the end of the block."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

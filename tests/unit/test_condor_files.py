@@ -27,9 +27,10 @@ from mtask_condor.address import address_of
 from mtask_condor.batch import Batch, Filling, Head, abandoned, storing
 from mtask_condor.census import Present
 from mtask_condor.collector import Collector
-from mtask_condor.jobs import _description, requirements_of
+from mtask_condor.jobs import Jobs, _description, requirements_of
 from mtask_condor.live import Live, runs_of
 from mtask_condor.live import _merged as merged
+from mtask_condor.mending import Mending
 from mtask_condor.node import Outbox, _starts
 from mtask_condor.node import main as node_main
 from mtask_condor.order import Order
@@ -219,6 +220,45 @@ def test_a_torn_message_was_never_sent(tmp_path, manager):
     filling._lock.close()
     (batch,) = abandoned(tmp_path)
     assert batch.head.ranges == ((0, 2),)
+
+
+def test_a_batch_that_is_removed_goes_as_a_whole(tmp_path, manager):
+    """Whoever removes it may be killed at any step."""
+    sent, folder = messages(manager), tmp_path / "folder"
+    folder.mkdir()
+    jobs = Jobs(address_of("condor:///reads"))
+    steps = 0
+    while True:
+        batch = batch_of(manager, folder, sent)
+        died = _dies(batch.remove, {"os.rename", "os.remove", "os.rmdir"}, steps)
+        steps += 1
+        there = Batch.all(folder)
+        assert [each.damaged() for each in there] in ([], [[]]), steps
+        Mending(folder, jobs, lambda message: pytest.fail(str(message))).mend()
+        assert list(folder.iterdir()) == [each.path for each in there], steps
+        if not died:
+            break
+        for each in there:
+            each.remove()
+    assert steps > 5
+
+
+def _dies(act: Callable[[], object], steps: set[str], at: int) -> bool:
+    """Another process does this, and is killed at the step of this number; False: it had ended before."""
+    pid = os.fork()
+    if not pid:
+        left = iter(range(at, -1, -1))
+
+        def step(event: str, _args: object) -> None:
+            if event in steps and not next(left):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(step)
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_a_full_disk_here_is_said(tmp_path):

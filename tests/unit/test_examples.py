@@ -7,10 +7,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from examples.arxiv import data, fetch, scores, topics
+from tests.servers.process import serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,13 +110,9 @@ def arxiv() -> Iterator[Arxiv]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server.url = f"http://127.0.0.1:{http.server_port}/api/query"
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Handler) as address:
+        server.url = f"http://{address}/api/query"
         yield server
-        http.shutdown()
-        thread.join()
 
 
 def test_atom_is_read_into_the_fields_of_the_data_set() -> None:

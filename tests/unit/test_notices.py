@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
 import pytest
 
 from mtask.worker import notices as module
 from mtask.worker.notices import Azure, Cloud, Ec2, Google, Notice, Watcher, find_cloud, grace_of
+from tests.servers.process import serving
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -74,19 +75,12 @@ class Metadata(BaseHTTPRequestHandler):
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
     """The handler, whose class attributes steer it."""
     handler = type("Handler", (Metadata,), {"notice": {}, "posted": [], "changed": threading.Event()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    address = f"127.0.0.1:{server.server_port}"
-    for name in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "MTASK_AZURE_METADATA_ENDPOINT"):
-        monkeypatch.setenv(name, f"http://{address}/")
-    monkeypatch.setenv("GCE_METADATA_HOST", address)
-    yield handler
-    handler.changed.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler) as address:
+        for name in ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "MTASK_AZURE_METADATA_ENDPOINT"):
+            monkeypatch.setenv(name, f"http://{address}/")
+        monkeypatch.setenv("GCE_METADATA_HOST", address)
+        yield handler
+        handler.changed.set()
 
 
 def in_seconds(seconds: float) -> datetime:

@@ -188,7 +188,7 @@ class TestRows:
             ("memory", "8", "a unit seems to be missing, as in 8GB or 8MB"),
             ("memory", ["8GB"], "is not a size"),
             ("gpus", "1.5", "not a whole number of GPUs"),
-            ("gpus", "inf", "not a whole number of GPUs"),
+            ("gpus", "inf", "more than any machine has"),
             ("tags", "machine learning;", "'learning;' can't be a tag"),
             ("tags", 7, "7 is not a list of tags"),
             ("tags", "!eu", "eu and !eu exclude each other"),

@@ -236,6 +236,41 @@ class TestTasks:
         assert [result.value for result in bench.run(source, [{"x": 0}, {"x": 1}])] == [None, "big"]
         assert [text for _, text in bench.noted()] == ["big"]
 
+    @pytest.mark.parametrize("columns", [("x",), ("x", "data")], ids=["no column", "a column"])
+    def test_a_staged_parameter_with_a_default_waits_for_its_call(self, bench, columns):
+        """Before the task there is no path, only the URL."""
+        (bench.folder / "data.txt").write_text("7")
+        url = (bench.folder / "data.txt").as_uri()
+        source = """
+        @mtask.setup
+        def model(data="none"):
+            note(os.path.basename(data))
+            return int(Path(data).read_text())
+
+        def f(x, data):
+            return model(data)
+        """
+        (result,) = bench.run(source, [dict.fromkeys(columns, url)], inputs={"data": url})
+        assert result.value == 7, result.error
+        assert [text for _, text in bench.noted()] == ["data.txt"], "once"
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [(("x",), ["bio"]), (("x", "topic"), ["math", "bio"])],
+        ids=["no column", "a column"],
+    )
+    def test_a_default_stands_for_a_column_that_isnt_there(self, bench, columns, said):
+        source = """
+        @mtask.setup(keep=2)
+        def model(topic="bio"):
+            note(topic)
+
+        def f(x, topic=None):
+            model()
+        """
+        bench.run(source, [dict.fromkeys(columns, "math")] * 2)
+        assert [text for _, text in bench.noted()] == said, "what the task calls is another value"
+
     @pytest.mark.parametrize("name", ["x", "other"], ids=["before the task", "in the task"])
     def test_its_time_isnt_the_tasks(self, bench, name):
         source = f"""
@@ -328,6 +363,23 @@ class TestTasks:
         (result,) = bench.run(source, [{"x": 0}])
         assert result.error.reason == Reason.SETUP
         assert result.error.message == "a setup function ran longer than 0.3 s"
+        assert result.wall_s < 0.3
+
+    @pytest.mark.parametrize("end", ["time.sleep(60)", "os.kill(os.getpid(), 9)"], ids=["hangs", "crashes"])
+    def test_one_that_is_ended_in_a_task_leaves_it_the_time_before(self, bench, end):
+        source = f"""
+        @mtask.setup(timeout_s=0.8)
+        def model(later):
+            time.sleep(0.6)
+            {end}
+
+        def f(x):
+            time.sleep(0.2)
+            model(x)
+        """
+        (result,) = bench.run(source, [{"x": 0}])
+        assert result.error.reason == Reason.SETUP
+        assert 0.2 <= result.wall_s < 0.6
 
     def test_one_that_crashes(self, bench):
         source = """

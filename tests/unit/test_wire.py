@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtask.worker.wire import BAD, ENDED, HEADER, JOB, RESULTS, Cell, Frames, frame
+from mtask.worker.wire import BAD, DONE, ENDED, HEADER, JOB, RESULTS, Cell, Frames, frame
 
 frames = st.lists(
     st.tuples(
@@ -77,18 +77,25 @@ def test_the_cell_tells_which_task_runs(job: int, offset: int, started_ns: int) 
     theirs.close()
 
 
-def put(cell: Cell, job: int, first: int, items: bytes) -> None:
+def put(cell: Cell, job: int, first: int, items: bytes, frames: bytes = b"") -> None:
     cell.words[Cell.TASK] = job << 32 | first
     cell.words[Cell.FIRST] = first
-    cell.buffer[: len(items)] = items
-    cell.words[Cell.FILLED] = len(items)
+    begin = len(frames) + HEADER.size
+    cell.buffer[: len(frames)] = frames
+    cell.buffer[begin : begin + len(items)] = items
+    cell.words[Cell.STORED] = len(frames) << 32 | begin + len(items)
 
 
 def test_results_that_were_not_sent_are_found(cells: tuple[Cell, Cell]) -> None:
     ours, theirs = cells
     put(theirs, 3, 17, b"1\n2\n")
-    assert ours.unsent() == (3, 17, b"1\n2\n")
-    theirs.words[Cell.FILLED] = 0
+    assert ours.unsent() == (b"", 3, 17, b"1\n2\n")
+    before = frame(DONE, 2, 5, b"7\n") + frame(ENDED, 2, 5)
+    put(theirs, 3, 17, b"1\n2\n", before)
+    assert ours.unsent() == (before, 3, 17, b"1\n2\n")
+    theirs.words[Cell.STORED] = len(before) << 32 | len(before)
+    assert ours.unsent() == (before, 3, 17, b"")
+    theirs.words[Cell.STORED] = 0
     assert ours.unsent() is None
 
 
@@ -109,7 +116,7 @@ class Moving:
         self._words.release()
 
 
-@pytest.mark.parametrize("at_word", [Cell.TASK, Cell.PORTION, Cell.FILLED, Cell.FIRST])
+@pytest.mark.parametrize("at_word", [Cell.TASK, Cell.PORTION, Cell.STORED, Cell.FIRST])
 def test_results_are_not_taken_while_they_change(at_word: int) -> None:
     """The child sends its portion, ends the job, and puts the first result of the next one in the buffer."""
     ours, fd = Cell.create()
@@ -118,12 +125,30 @@ def test_results_are_not_taken_while_they_change(at_word: int) -> None:
     put(theirs, 3, 17, b"1\n2\n")
 
     def go_on() -> None:
-        theirs.words[Cell.FILLED] = 0
+        theirs.words[Cell.STORED] = 0
         theirs.words[Cell.PORTION] += 1
         put(theirs, 4, 0, b"9\n")
 
     ours.words = Moving(ours, at_word, go_on)  # type: ignore[assignment]
-    assert ours.unsent() in (None, (4, 0, b"9\n"))
+    assert ours.unsent() in (None, (b"", 4, 0, b"9\n"))
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("at_word", [Cell.TASK, Cell.PORTION, Cell.STORED, Cell.FIRST])
+def test_lines_are_not_taken_for_others_when_a_job_ends(at_word: int) -> None:
+    """The child makes a frame of them, and puts the first result of the next job behind it."""
+    ours, fd = Cell.create()
+    theirs = Cell(fd)
+    os.close(fd)
+    put(theirs, 3, 17, b"1\n2\n")
+    ended = frame(DONE, 3, 19, b"1\n2\n") + frame(ENDED, 3, 19)
+
+    def go_on() -> None:
+        put(theirs, 4, 0, b"9\n", ended)
+
+    ours.words = Moving(ours, at_word, go_on)  # type: ignore[assignment]
+    assert ours.unsent() in (None, (ended, 4, 0, b"9\n"))
     ours.close()
     theirs.close()
 

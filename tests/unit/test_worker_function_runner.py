@@ -24,7 +24,7 @@ from mtask.worker.held import Held, Job
 from mtask.worker.room import Share
 from mtask.worker.runner import Cause
 from mtask.worker.slots import Slot
-from mtask.worker.wire import Cell
+from mtask.worker.wire import HEADER, Cell
 from tests.unit import worker_tasks
 from tests.unit.worker_kit import TASKS, FakeHost, exists, held_of, wait_until
 
@@ -334,17 +334,19 @@ def test_a_cut_after_the_stop_leaves_the_barrier_up(bench: Bench) -> None:
 # -- dying ------------------------------------------------------------------------------------------
 
 
-def test_a_child_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "messages"), [(400, 3), (1, 300)])
+def test_a_child_killed_at_any_moment_loses_and_doubles_nothing(
+    tmp_path: Path, count: int, messages: int
+) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
     for turn in range(15):
         bench = Bench()
         log = tmp_path / f"log{turn}"
-        count = 400
         jobs = [
             job([[x, str(log)] for x in range(at, at + count)], "log", columns=("x", "path"))
-            for at in range(0, 3 * count, count)
+            for at in range(0, messages * count, count)
         ]
         for each in jobs:
             bench.runner.start(each)
@@ -366,7 +368,27 @@ def test_a_child_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) 
         assert set(values) <= set(ran)
         assert len(set(ran) - set(values)) <= 1, "the one that was killed"
         left = sum(len(offsets([rest])) for rest in bench.host.left)
-        assert len(values) + len(failed) + left == 3 * count
+        assert len(values) + len(failed) + left == messages * count
+
+
+def test_the_end_of_quick_messages_is_known_while_a_long_one_runs(bench: Bench, gate: Path) -> None:
+    """They wait for each other in the cell, but not for the next that ends."""
+    gate.touch()
+    bench.runner.start(waiting(gate, 1))
+    bench.until(lambda: bench.host.over)
+    gate.unlink()
+    long = waiting(gate, 1)
+    os.kill(bench.runner.pid, signal.SIGSTOP)  # so that it reads all at once
+    for each in [*(job([[x]]) for x in range(3)), long]:
+        bench.runner.start(each)
+    os.kill(bench.runner.pid, signal.SIGCONT)
+    wait_until(lambda: bench.runner._cell.task()[0] == long.serial)
+    bench.runner.check()
+    assert bench.host.over == 4
+    assert bench.runner.running() is not None
+    gate.touch()
+    bench.until(lambda: bench.host.over == 5)
+    assert bench.done == [0] * 5
 
 
 def test_a_child_that_dies_idle_is_replaced_and_nobody_is_blamed(bench: Bench) -> None:
@@ -388,8 +410,8 @@ def test_results_that_arrive_half_are_taken_from_the_cell(bench: Bench, gate: Pa
     cell = bench.runner._cell
     row = line_of(Result.done("bag", 0, value=7)) + b"\n"
     cell.words[Cell.FIRST] = 0
-    cell.buffer[: len(row)] = row
-    cell.words[Cell.FILLED] = len(row)
+    cell.buffer[HEADER.size : HEADER.size + len(row)] = row
+    cell.words[Cell.STORED] = HEADER.size + len(row)
     os.kill(bench.runner.pid, signal.SIGKILL)
     bench.until(bench.gone)
     assert [result.value for result in bench.host.results] == [7]

@@ -68,7 +68,7 @@ def test_what_somebody_was_told_waits_for_others_but_no_longer_than_they() -> No
     made = Gathered(recorder)  # type: ignore[arg-type]
     held, portions = held_of(), [Portion("bag", number, 1, b"{}\n") for number in range(2)]
     for portion in portions:
-        made.add_told(held, portion)
+        made.add_portion(held, portion, told=True)
     assert began_s + GATHER_S <= made.due_s <= time.monotonic() + GATHER_S
     assert not made.awaited
     made.add(held, [done(2)], 1)

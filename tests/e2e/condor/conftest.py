@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from mtask.manager import Manager, connect
-from tests.servers.condor import TASKS, CondorPool
+from tests.servers.condor import CondorPool
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the jobs run; submitting looks at it, too."""
-    monkeypatch.syspath_prepend(str(TASKS.parent))
+def _importable(importable: None) -> None:
+    """All of them submit it."""
 
 
 @pytest.fixture
