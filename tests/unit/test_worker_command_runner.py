@@ -229,8 +229,8 @@ def test_a_stop_of_what_the_supervisor_thinks_of_as_waiting_lasts_until_that_end
     one, two = bench.start("true"), bench.start(DEAF.format(begun=begun), 2)
     wait_until(begun.exists)
     assert len(bench.runner.cut()) == 1
-    bench.runner.stop_task(Cause.CANCELLED, grace_s=0.2)
-    bench.turn_for(0.1)
+    bench.runner.stop_task(Cause.CANCELLED, grace_s=0.5)
+    bench.until(lambda: len(bench.runner.jobs) == 1)
     assert bench.done == all_of([one])
     assert bench.runner.retiring
     assert exists(bench.command())
