@@ -300,6 +300,9 @@ def serve(kit: Kit) -> None:
     for fd in (kit.jobs_fd, kit.results_fd, kit.cell_fd):
         os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # who started the worker may have ignored it: nothing could be waited for
     faulthandler.enable(file=2)
     # Neither kind waits for what the other one needs; and it comes before modules of the user's can hide any.
     kind: Callable[[Child], Tasks]

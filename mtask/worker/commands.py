@@ -7,6 +7,7 @@ is loaded, and a supervisor that slept would keep all slots waiting.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -28,7 +29,10 @@ from mtask.worker.wire import SHARE, Cell, frame
 
 __all__ = ["CommandRunner"]
 
-MOST_KILLS = 20
+MOST_LOOKS, QUIET_LOOKS = 20, 3
+"""For what a child that has died leaves. Who is just being started may have no environment for a moment."""
+LOOK_S = 0.005
+SCRATCH = "MTASK_SCRATCH"
 OBEY_S = 2.0
 """A child that doesn't kill its command within this is killed itself."""
 
@@ -50,7 +54,7 @@ class CommandRunner(ChildRunner):
 
     def taken_bytes(self) -> int:
         pid = self._cell.words[Cell.COMMAND]
-        return resident_bytes(pid) if pid else 0
+        return resident_bytes(pid) if pid > 0 else 0
 
     def close(self) -> None:
         if self._process is not None and self._cell.words[Cell.COMMAND]:
@@ -61,6 +65,10 @@ class CommandRunner(ChildRunner):
     def _spawn(self, _share: Share | None) -> None:
         super()._spawn(None)
         self._told, self._killed_s = None, math.inf
+
+    def _variables(self, _share: Share | None) -> dict[str, str]:
+        # A command that is being started has the child's environment until its program is loaded.
+        return {SCRATCH: f"{self._folder}/"}
 
     def _tell_share(self, share: Share | None) -> None:
         if share is None or share == self._told:
@@ -78,6 +86,7 @@ class CommandRunner(ChildRunner):
             if now_s - self._killed_s >= OBEY_S:
                 signal_group(self.pid, signal.SIGKILL)
                 return
+        self._cell.words[Cell.TOLD] = 1
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1 if number == signal.SIGKILL else number)
 
@@ -85,18 +94,27 @@ class CommandRunner(ChildRunner):
         if self._cause in (None, Cause.RETIRED):
             super()._ended(job)
             return
+        begun, _, _ = self._cell.task()
+        if any(behind.serial == begun for behind in itertools.islice(self.jobs, 1, None)):
+            self.jobs.popleft()  # it had ended before: what was stopped is of another one, which is yet to end
+            if job.left:
+                self.host.left_over([job.rest()])
+            return
         # The command was stopped, and its child goes on: what it has skipped since then is left.
         rests = [each.rest() for each in self.jobs if each.left]
         self.jobs.clear()
         self._cause = self._meant = None
         self._killed_s = math.inf
+        self._cell.words[Cell.TOLD] = 0
         self._resume()
         self.host.left_over(rests)
 
-    def _forget_child(self) -> None:
-        if self._cell.words[Cell.COMMAND]:  # it died before its command
-            tries = MOST_KILLS
-            while tries and kill_all_with(f"MTASK_SCRATCH={self._folder}/"):  # also who was being started
-                tries -= 1
-                time.sleep(0.005)
-        super()._forget_child()
+    def _end_its_rest(self) -> None:
+        if not self._cell.words[Cell.COMMAND]:
+            return
+        quiet = 0
+        for _ in range(MOST_LOOKS):
+            quiet = 0 if kill_all_with(f"{SCRATCH}={self._folder}/") else quiet + 1
+            if quiet == QUIET_LOOKS:
+                break
+            time.sleep(LOOK_S)

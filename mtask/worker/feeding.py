@@ -79,9 +79,8 @@ class ChildRunner(Runner):
         self._forks = forks
         self._stdout, self._stderr = new_output(), new_output()
         self._failed_starts = 0
-        name = f"{scratch_prefix(host.name)}{os.urandom(4).hex()}"
-        self._folder = os.path.join(tempfile.gettempdir(), name)
-        """For what its tasks write; made by the child that needs it."""
+        self._folder = ""
+        """For what the child's tasks write; made by the child, if it needs it."""
 
     # -- jobs ---------------------------------------------------------------------------------------
 
@@ -183,8 +182,11 @@ class ChildRunner(Runner):
         self._cell, cell_fd = Cell.create()
         jobs_out, self._jobs_in = os.pipe()
         self._results_out, results_in = os.pipe()
+        # Another one for each child: what the last one left there can perhaps not be removed by this user.
+        name = f"{scratch_prefix(self.host.name)}{os.urandom(4).hex()}"
+        self._folder = os.path.join(tempfile.gettempdir(), name)
         kit = self._kit(jobs_out, results_in, cell_fd)
-        variables = {MARK: self.host.name} | environment_of(share, self._machine)
+        variables = {MARK: self.host.name} | self._variables(share)
         with pinned(share):
             self._process = self._forked(kit, variables) or subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
@@ -204,6 +206,10 @@ class ChildRunner(Runner):
         self._frames, self._known, self._epoch = Frames(), set[str](), 0
         self.host.selector.register(self._results_out, selectors.EVENT_READ, self._on_results)
         self.host.selector.register(self._pidfd, selectors.EVENT_READ, self._on_exit)
+
+    def _variables(self, share: Share | None) -> dict[str, str]:
+        """For the child's environment."""
+        return environment_of(share, self._machine)
 
     def _forked(self, kit: Kit, variables: dict[str, str]) -> Forked | None:
         forks, self._forks = self._forks and can_fork(), False
@@ -337,6 +343,7 @@ class ChildRunner(Runner):
         assert self._process is not None
         signal_group(self.pid, signal.SIGKILL)  # what it has started goes with it
         status = self._process.wait()
+        self._end_its_rest()
         while self._results_out >= 0 and self._read():
             pass
         self._take_unsent()
@@ -360,6 +367,9 @@ class ChildRunner(Runner):
         self._forget_child()
         self.host.left_over([job.rest() for job in jobs if job.left])
 
+    def _end_its_rest(self) -> None:
+        """It has died: what it has started in groups of their own goes with it."""
+
     def _why_it_died(self, _job: Job, status: int) -> Failure:
         return why_it_died(status)
 
@@ -381,6 +391,7 @@ class ChildRunner(Runner):
             end.poll(EXIT_S * 1000)
             signal_group(self.pid, signal.SIGKILL)
             self._process.wait()
+            self._end_its_rest()
             self._forget_child()
         self.jobs.clear()
         os.close(self._stdout)

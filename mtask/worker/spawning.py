@@ -39,7 +39,9 @@ NO_VALUE = msgspec.Raw(b"null")
 class Commands:
     """Starts a command for each task, and waits for it.
 
-    SIGTERM goes on to the command; SIGUSR1 kills it. Both end this process when no command runs.
+    The supervisor's SIGTERM goes on to the command; its SIGUSR1 kills it. Both end this process when no command runs,
+    but not while the end of one is noted. Of others they mean nothing: who sends them to all processes of a service,
+    or of a batch job, has sent them to the command and to the supervisor, too.
     """
 
     def __init__(self, child: Child) -> None:
@@ -57,8 +59,8 @@ class Commands:
         self._encoder = msgspec.json.Encoder()
         self._remover: ThreadPoolExecutor | None = None
         """Of checkpoints at URLs."""
-        self._pid, self._starts, self._told = 0, False, 0
-        """Of the command that runs; is it being started; the signal that has told it to end."""
+        self._pid, self._starts, self._told, self._over = 0, False, 0, False
+        """Of the command that runs; is it being started; the signal that has told it to end; is its end being noted."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
@@ -101,6 +103,7 @@ class Commands:
         except (OSError, ValueError, RecursionError, MtaskError) as error:
             failure = noted(error, "staging", Failure)
             failure = failure or Failure(reason=Reason.START, type=type(error).__name__, message=str(error))
+        self._over = True
         wall_s = time.monotonic() - began_s
         if self._stage is not None:
             self._stage.close()
@@ -110,10 +113,13 @@ class Commands:
         ended.worker, ended.host = self._child.worker, self._child.host
         ended.started_at, ended.finished_at = round(started_at, 6), round(started_at + wall_s, 6)
         ended.wall_s = round(wall_s, 9)
-        if failure is not None:
-            return line_of(ended.failed(message.bag, _explained(failure, ended.stderr))), False
-        self._remove(checkpoint)
-        return self._encoder.encode(ended)[1:], True
+        if failure is None:
+            self._remove(checkpoint)
+            line = self._encoder.encode(ended)[1:]
+        else:
+            line = line_of(ended.failed(message.bag, _explained(failure, ended.stderr)))
+        self._told, self._over = 0, False
+        return line, failure is None
 
     def _do(
         self, maker: _Maker, row: list[Any], environment: dict[bytes, bytes], ended: Done
@@ -147,10 +153,11 @@ class Commands:
         """The exit status; -N for signal N. Raises OSError and ValueError."""
         stdout, stderr = self._outputs
         self._told, self._starts = 0, True
+        self._words[Cell.COMMAND] = -1
         try:
             self._pid = spawn(argv, environment, stdin=self._null, stdout=stdout, stderr=stderr)
-            self._words[Cell.COMMAND] = self._pid
         finally:
+            self._words[Cell.COMMAND] = self._pid
             self._starts = False
         if self._told:  # meanwhile
             self._signal(self._told)
@@ -165,10 +172,12 @@ class Commands:
         return status
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if not self._words[Cell.TOLD]:
+            return
         if self._pid or self._starts:
             self._told = number
             self._signal(number)
-        else:
+        elif not (self._told or self._over):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -180,7 +189,7 @@ class Commands:
         """Raises UsageError or ValueError."""
         key = (message.uid, message.columns)
         if key not in self._makers:
-            self._makers[key] = _Maker(spec, message.columns)
+            self._makers = {key: _Maker(spec, message.columns)}
         return self._makers[key]
 
     def _open(self, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, str]:

@@ -79,19 +79,23 @@ class Frames:
 
 
 class Cell:
-    """Memory that a supervisor shares with one child: eleven 64-bit words, then a buffer of results.
+    """Memory that a supervisor shares with one child: twelve 64-bit words, then a buffer of results.
 
     Words are aligned and each has one writer, so a reader sees whole values.
     """
 
-    TASK, STARTED_NS, EPOCH, STORED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND, BEFORE_NS = range(11)
+    TASK, STARTED_NS, EPOCH, STORED, FIRST, PORTION, STOPPING, SPENT, SETUP_NS, COMMAND, BEFORE_NS, TOLD = (
+        range(12)
+    )
     """TASK: the task begun last (job in the upper, offset in the lower half), STARTED_NS: when (monotonic
     clock). STORED: where the frames in the buffer end (in the upper half), and the lines, which begin a header's length
-    behind them; FIRST: offset of the first line; PORTION: counts the times the buffer was emptied; SPENT: 1 when it will begin no other task, and end. SETUP_NS: while a setup function of
-    that task runs, how long it may take; then STARTED_NS is its start, and BEFORE_NS what the task itself has taken.
-    COMMAND: the pid, and process group, of the command that runs; 0: none. The supervisor writes EPOCH, the barrier, and STOPPING: 1 when it drains."""
+    behind them; FIRST: offset of the first line; PORTION: counts the times the buffer was emptied; SPENT: 1 when it will
+    begin no other task, and end. SETUP_NS: while a setup function of that task runs, how long it may take; then STARTED_NS
+    is its start, and BEFORE_NS what the task itself has taken. COMMAND: the pid, and process group, of the command that
+    runs; 0: none; -1: it is being started. The supervisor writes EPOCH, the barrier, STOPPING: 1 when it drains, and
+    TOLD: 1 when a signal to a child that starts commands is its own."""
 
-    WORDS = 11
+    WORDS = 12
     BUFFER_BYTES = 256 * 1024
 
     def __init__(self, fd: int) -> None:

@@ -101,7 +101,7 @@ def what(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 
 def scratch(worker: str = "") -> list[str]:
-    return glob.glob(os.path.join(tempfile.gettempdir(), f"mtask-scratch-{worker}*-out-*"))
+    return glob.glob(os.path.join(tempfile.gettempdir(), f"mtask-scratch-{worker}*/out"))
 
 
 def of_tree(pid: int) -> list[int]:

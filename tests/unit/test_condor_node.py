@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,31 @@ def test_what_a_function_wants_done_at_the_end_is_done(tmp_path, manager, monkey
     (found,) = run(tmp_path, env, forks=True)
     assert found.state is State.DONE, found.error
     assert (tmp_path / "said").read_text() == "atexit\n"
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_a_command_finds_the_same_around_it(tmp_path, manager, forks):
+    script = """
+        readlink /proc/$$/fd/*; grep -E 'SigIgn|SigBlk' /proc/self/status; echo $MTASK_INDEX $MTASK_CPUS
+        [ "$(ps -o pgid= $$)" -eq $$ ] && ls -A "$TMPDIR" && touch "$TMPDIR/file"; exit $x
+    """
+    env = job(manager, tmp_path, tasks=[{"x": x} for x in (0, 3, 0)], shell=script, retries=0)
+    rows = run(tmp_path, env, forks=forks)
+    assert [row.exit_code for row in rows] == [0, 3, 0]
+    for index, row in enumerate(rows):
+        stdin, stdout, stderr, *masks, mine = row.stdout.splitlines()
+        assert stdin == "/dev/null"
+        assert "mtask-output" in stdout
+        assert "mtask-output" in stderr
+        handled = (
+            1 << signal.SIGPIPE - 1
+            | 1 << signal.SIGINT - 1
+            | 1 << signal.SIGTERM - 1
+            | 1 << signal.SIGUSR1 - 1
+        )
+        assert all(int(mask.split()[1], 16) & handled == 0 for mask in masks), masks
+        assert mine == f"{index} 1"
+    assert not list(tmp_path.glob("mtask-scratch-*"))
 
 
 def test_a_job_imports_no_more_than_it_needs():
