@@ -2,7 +2,7 @@
 
 A NAME stands beside the columns, or in the place of a column of the same name: a command finds the path
 of a file on its own machine there, and so does a function's parameter. In a URL, {column} is always the
-column's own value. Who fetches and puts is `mtask.worker.stage`.
+column's own value. Who fetches and puts is `mtask.worker.child.stage`.
 """
 
 from __future__ import annotations

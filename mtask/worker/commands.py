@@ -16,7 +16,7 @@ import time
 import msgspec
 
 from mtask.requirements import Capabilities
-from mtask.worker.child import ShareFrame
+from mtask.worker.child.loop import ShareFrame
 from mtask.worker.environment import environment_of
 from mtask.worker.feeding import ChildRunner
 from mtask.worker.held import Job

@@ -9,18 +9,16 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
 import msgspec
 
-import mtask
 from mtask import task
 from mtask.model import Failure, Result
 from mtask.portion import Portion, results_of
 from mtask.requirements import Capabilities
-from mtask.worker.child import BagFrame, Kit
+from mtask.worker.child.loop import BagFrame, Kit
 from mtask.worker.environment import environment_of, pinned
 from mtask.worker.failure import why_it_died
 from mtask.worker.forked import Forked, can_fork
@@ -30,6 +28,7 @@ from mtask.worker.output import new_output, take_tail
 from mtask.worker.process import signal_group
 from mtask.worker.room import Share
 from mtask.worker.runner import KILL_AFTER_S, Cause, Host, Runner, failed_attempt
+from mtask.worker.starting import started
 from mtask.worker.wire import (
     ANSWER,
     BAD,
@@ -53,17 +52,6 @@ PEEK_AFTER_S = 0.25
 MOST_FAILED_STARTS = 3
 EXIT_S = 2.0
 """What a child gets for its last words when the worker ends."""
-
-_HOME = os.path.dirname(os.path.dirname(mtask.__file__))
-_START = """
-import sys
-sys.path.append(sys.argv.pop())
-from mtask.start import import_msgspec
-import_msgspec()
-from mtask.worker.child import main
-main()
-"""
-"""With `-P`, so that a user's random.py in the working directory isn't taken for Python's."""
 
 
 class ChildRunner(Runner):
@@ -188,15 +176,8 @@ class ChildRunner(Runner):
         kit = self._kit(jobs_out, results_in, cell_fd)
         variables = {MARK: self.host.name} | self._variables(share)
         with pinned(share):
-            self._process = self._forked(kit, variables) or subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, msgspec.json.encode(kit).decode(), _HOME],
-                stdin=subprocess.DEVNULL,
-                stdout=self._stdout,
-                stderr=self._stderr,
-                pass_fds=(jobs_out, results_in, cell_fd),
-                env=os.environ | variables,
-                process_group=0,
-            )
+            outputs = self._stdout, self._stderr
+            self._process = self._forked(kit, variables) or started(kit, outputs, variables)
         for fd in (jobs_out, results_in, cell_fd):
             os.close(fd)
         self.pid, self._pidfd = self._process.pid, os.pidfd_open(self._process.pid)

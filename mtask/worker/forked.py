@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import ModuleType
 
-from mtask.worker.child import Kit, serve
+from mtask.worker.child.loop import Kit, serve
 
 __all__ = ["Forked", "can_fork"]
 

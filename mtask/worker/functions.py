@@ -7,7 +7,7 @@ import msgspec
 from mtask.model import Failure, Reason
 from mtask.requirements import Capabilities
 from mtask.retry import is_wanted
-from mtask.worker.child import Kit
+from mtask.worker.child.loop import Kit
 from mtask.worker.feeding import ChildRunner
 from mtask.worker.held import Job
 from mtask.worker.room import Share

@@ -275,12 +275,12 @@ def test_mistakes_are_told_before_anything_is_sent(
 def test_who_stages_nothing_imports_nothing_for_it(command: Command) -> None:
     command.write(
         "m.py",
-        "import sys\ndef f(id, query):\n    return sorted({'fsspec', 'mtask.worker.stage', 'mtask.worker.cache'} & set(sys.modules))\n",
+        "import sys\ndef f(id, query):\n    return sorted({'fsspec', 'mtask.worker.child.stage', 'mtask.worker.child.cache'} & set(sys.modules))\n",
     )
     code = (
         "import sys, mtask.cli\n"
         "try:\n    mtask.cli.main()\n"
-        "except SystemExit:\n    assert not {'fsspec', 'mtask.worker.stage', 'mtask.worker.cache'} & set(sys.modules)\n"
+        "except SystemExit:\n    assert not {'fsspec', 'mtask.worker.child.stage', 'mtask.worker.child.cache'} & set(sys.modules)\n"
     )
     for options in (("--shell", "true"), ("--call", "m:f")):
         done = subprocess.run(

@@ -13,7 +13,7 @@ import pytest
 
 from mtask.errors import UsageError
 from mtask.worker import cache as module
-from mtask.worker.cache import VERIFY_S, Cache, version_of
+from mtask.worker.child.cache import VERIFY_S, Cache, version_of
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -261,7 +261,7 @@ def test_what_a_killed_process_has_left_goes_with_the_next_fetch(cache: Cache, s
 
 FETCH = """
 import sys, time, fsspec
-from mtask.worker.cache import Cache
+from mtask.worker.child.cache import Cache
 local = fsspec.get_filesystem_class("file")
 before = local.get_file
 def get_file(self, path, target, **options):

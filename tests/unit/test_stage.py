@@ -11,7 +11,7 @@ import pytest
 
 from mtask.model import UNKNOWN, Reason
 from mtask.worker import stage as module
-from mtask.worker.stage import Stage, StageError, put_whole
+from mtask.worker.child.stage import Stage, StageError, put_whole
 
 
 @pytest.fixture

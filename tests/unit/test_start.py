@@ -44,11 +44,11 @@ def test_who_has_it_already_keeps_it() -> None:
     assert kept.__name__ in imported(program + "import typing_extensions; assert t is typing_extensions")
 
 
-@pytest.mark.parametrize("kind", ["calls", "spawning"])
+@pytest.mark.parametrize("kind", ["functions", "commands"])
 def test_a_child_imports_no_more_than_it_needs(kind: str) -> None:
     modules = imported(
-        "from mtask.start import import_msgspec; import_msgspec(); from mtask.worker.child import main; "
-        f"import mtask.worker.{kind}"
+        "from mtask.start import import_msgspec; import_msgspec(); from mtask.worker.child.loop import main; "
+        f"import mtask.worker.child.{kind}"
     )
     unwanted = {
         "typing_extensions",

@@ -16,7 +16,7 @@ from mtask.errors import BackendError
 from mtask.manager import connect
 from mtask.model import Reason, Result, State
 from mtask.requirements import Requirements
-from mtask.worker import feeding, runner
+from mtask.worker import runner, starting
 from mtask.worker.supervisor import Worker
 from tests.unit.worker_kit import Place, exists, wait_until, watchdog
 
@@ -271,7 +271,7 @@ def test_what_needs_processes_of_its_own_has_none_before(place: Place) -> None:
 def test_children_that_never_come_up_stop_the_worker_with_what_they_said(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeding, "_START", "import sys; sys.exit('no licence')")
+    monkeypatch.setattr(starting, "_START", "import sys; sys.exit('no licence')")
     place.submit("double", [{"x": 1}])
     with watchdog(), pytest.raises(BackendError, match=r"die at once.*exit status 1.*no licence"):
         place.worker().run()
@@ -279,7 +279,7 @@ def test_children_that_never_come_up_stop_the_worker_with_what_they_said(
 
 
 def test_a_child_that_cant_be_started_stops_the_worker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeding.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(starting.sys, "executable", "/no/such/python")
     place.submit("double", [{"x": 1}])
     with watchdog(), pytest.raises(BackendError, match="can't start a child process"):
         place.worker().run()

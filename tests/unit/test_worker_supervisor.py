@@ -646,7 +646,7 @@ def test_the_exit_code_of_a_worker_that_can_run_nothing(tmp_path: Path) -> None:
     with connect(env["MTASK_QUEUE"], env["MTASK_TABLE"]) as manager:
         manager.submit([{"x": 1}], call=f"{tmp_path}/f.py:f", bag="bag")
     code = (
-        "import mtask.worker.feeding as f; f._START = 'raise SystemExit(\"no licence\")';"
+        "import mtask.worker.starting as f; f._START = 'raise SystemExit(\"no licence\")';"
         "import sys; sys.argv[1:] = ['worker', '-j', '1'];"
         "import mtask.cli; mtask.cli.main()"
     )

@@ -18,18 +18,18 @@ from mtask.errors import MtaskError
 from mtask.model import COMMAND_COLUMN, Failure, Message, Reason, Spec
 from mtask.portion import Done, line_of
 from mtask.template import Template, shell_environment, split_command, text_of
+from mtask.worker.child.sandbox import Sandbox
 from mtask.worker.failure import noted, why_it_died
 from mtask.worker.output import take_tail
 from mtask.worker.process import signal_group, spawn
-from mtask.worker.sandbox import Sandbox
 from mtask.worker.wire import STOPPED, Cell
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from mtask.staging import Staging
-    from mtask.worker.child import Child, Run, ShareFrame
-    from mtask.worker.stage import Stage
+    from mtask.worker.child.loop import Child, Run, ShareFrame
+    from mtask.worker.child.stage import Stage
 
 __all__ = ["Commands"]
 
@@ -195,7 +195,7 @@ class Commands:
     def _open(self, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, str]:
         """Raises StageError."""
         if self._stage is None:
-            from mtask.worker.stage import Stage
+            from mtask.worker.child.stage import Stage
 
             self._stage = Stage(os.path.join(self._child.kit.folder, "out"))
         return self._stage.open(inputs, outputs)

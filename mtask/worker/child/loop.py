@@ -21,8 +21,8 @@ import msgspec
 from mtask.errors import MtaskError, UnavailableError
 from mtask.model import EXPIRED, ID_COLUMN, Message, Result, Spec, as_id
 from mtask.portion import line_of
+from mtask.worker.child.printed import Printed
 from mtask.worker.memory import own_bytes
-from mtask.worker.printed import Printed
 from mtask.worker.wire import (
     ANSWER,
     BAD,
@@ -300,16 +300,14 @@ def serve(kit: Kit) -> None:
     for fd in (kit.jobs_fd, kit.results_fd, kit.cell_fd):
         os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # who started the worker may have ignored it: nothing could be waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, nothing could be waited for
     faulthandler.enable(file=2)
     # Neither kind waits for what the other one needs; and it comes before modules of the user's can hide any.
     kind: Callable[[Child], Tasks]
     if kit.calls:
-        from mtask.worker.calls import Calls as kind
+        from mtask.worker.child.functions import Functions as kind
 
         sys.path[:0] = [*kit.path, *([] if os.getcwd() in sys.path else [os.getcwd()])]
     else:
-        from mtask.worker.spawning import Commands as kind
+        from mtask.worker.child.commands import Commands as kind
     Child(kit, kind).run()

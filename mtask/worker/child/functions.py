@@ -19,16 +19,16 @@ from mtask.errors import MtaskError, UsageError
 from mtask.model import UNKNOWN, Failure, Message, Reason, Spec
 from mtask.portion import Done, line_of
 from mtask.values import encode_value
+from mtask.worker.child.preparing import Watch, prepared
 from mtask.worker.failure import describe, noted
-from mtask.worker.preparing import Watch, prepared
 from mtask.worker.wire import Cell
 
 if TYPE_CHECKING:
     from mtask.staging import Staging
-    from mtask.worker.child import Child, Run
-    from mtask.worker.stage import Stage
+    from mtask.worker.child.loop import Child, Run
+    from mtask.worker.child.stage import Stage
 
-__all__ = ["Calls"]
+__all__ = ["Functions"]
 
 QUICK_NS = 1_000_000
 """The CPU time of a task below this isn't measured, which may take longer than the task: its wall time
@@ -53,8 +53,8 @@ class Usage:
         return self.cpu_s - before_s
 
 
-class Calls:
-    """Calls a bag's function with each row."""
+class Functions:
+    """Functions a bag's function with each row."""
 
     def __init__(self, child: Child) -> None:
         words, kit = child.cell.words, child.kit
@@ -199,13 +199,13 @@ class Calls:
         if not spec.staged:
             return None
         from mtask.staging import Staging
-        from mtask.worker.stage import Stage
+        from mtask.worker.child.stage import Stage
 
         self.stage = self.stage or Stage(os.path.join(self.folder, "out"))
         return Staging(spec, columns)
 
     def _staged(self, call: Caller, staging: Staging) -> Caller:
-        """Calls with the paths of what is fetched for a row; what it writes is put in its place by `_put_outputs`."""
+        """Functions with the paths of what is fetched for a row; what it writes is put in its place by `_put_outputs`."""
 
         def call_staged(row: list[Any]) -> Any:
             assert self.stage is not None

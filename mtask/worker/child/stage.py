@@ -18,7 +18,7 @@ from mtask.errors import MtaskError, UsageError
 from mtask.model import UNKNOWN, Failure, Reason
 from mtask.staging import file_name
 from mtask.urls import filesystem, is_url, said_by, scheme_of, shown
-from mtask.worker.cache import Cache, Use
+from mtask.worker.child.cache import Cache, Use
 
 __all__ = ["Stage", "StageError"]
 
