@@ -305,7 +305,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_s: float = 0.0
     """Of a function that took less than a millisecond: its wall time."""
     peak_bytes: int = 0
-    """Largest resident set of the process that ran it."""
+    """Largest resident set of the process that ran it. Linux begins, for a command, with that of the process that starts
+    it: some 16 MB."""
 
     def __post_init__(self) -> None:
         if (self.state is State.DONE) == (self.error is not None):

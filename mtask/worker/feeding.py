@@ -301,6 +301,8 @@ class ChildRunner(Runner):
         if (unsent := self._cell.unsent()) is None:
             return
         frames, serial, first, lines = unsent
+        while self._results_out >= 0 and self._read():
+            pass  # what it had sent before
         for each in Frames().feed(frames):
             self._take_frame(*each)
         if not self.jobs or self.jobs[0].serial != serial:

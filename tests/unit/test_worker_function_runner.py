@@ -418,6 +418,21 @@ def test_results_that_arrive_half_are_taken_from_the_cell(bench: Bench, gate: Pa
     assert not bench.host.left
 
 
+def test_what_was_sent_before_comes_before_what_is_in_the_cell(bench: Bench, gate: Path) -> None:
+    """The first results of a message are in the pipe, its last one and its end in the cell, when the supervisor looks."""
+    first, long = job([[0.05], [0.05], [0.0]], "sleep"), waiting(gate, 1)
+    bench.runner.start(first)
+    bench.runner.start(long)
+    wait_until(lambda: bench.runner._cell.task()[0] == long.serial)
+    bench.runner.check()
+    assert bench.done == [0, 1, 2]
+    assert bench.host.over == 1
+    assert not bench.host.left
+    gate.touch()
+    bench.until(lambda: bench.host.over == 2)
+    assert bench.done == [0, 1, 2, 0]
+
+
 def test_rows_that_cant_be_read_are_told_and_nothing_of_them_runs(bench: Bench) -> None:
     for rows, columns in [([[1], [2, 3], [4]], ("x",)), ([[1], [2]], ("x", "y"))]:
         bad = job(rows, "double", columns=columns)  # type: ignore[arg-type]

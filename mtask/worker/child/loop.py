@@ -189,7 +189,11 @@ class Child:
         id_at = message.columns.index(ID_COLUMN) if ID_COLUMN in message.columns else None
         offset, first = start, message.first
         for offset in range(start, message.count):
-            words[Cell.STARTED_NS] = time.monotonic_ns()
+            now_ns = time.monotonic_ns()
+            if now_ns - self.sent_ns > FLUSH_NS and self.filled:
+                self._close(offset)
+                self._send_stored()
+            words[Cell.STARTED_NS] = now_ns
             words[Cell.TASK] = job << 32 | offset
             if words[Cell.EPOCH] != self.epoch or not self.left:
                 break
@@ -224,7 +228,7 @@ class Child:
         )
 
     def _keep(self, offset: int, line: bytes, *, done: bool) -> None:
-        """Put a result where a crash can't reach it, and send what has gathered when it is time."""
+        """Put a result where a crash can't reach it."""
         cell, size = self.cell, len(line) + 1 + HEADER.size  # that of ENDED
         at = self.filled if self.filled > self.closed else self.closed + HEADER.size
         if at + size > cell.BUFFER_BYTES:
@@ -240,9 +244,6 @@ class Child:
         cell.buffer[at : self.filled] = line + b"\n"
         self.all_done = self.all_done and done
         cell.words[Cell.STORED] = self.closed << 32 | self.filled
-        if time.monotonic_ns() - self.sent_ns > FLUSH_NS:
-            self._close(offset + 1)
-            self._send_stored()
 
     def _close(self, offset: int, *, ended: bool = False) -> None:
         """Make a frame of the results of the tasks before `offset`; `ended`: there are no others of this job."""
