@@ -405,7 +405,7 @@ WORKER = {
     "no unit": (("--memory", "64"), "a unit seems to be missing, as in 64GB"),
     "no gpu": (("--gpus", "?"), "'?' is neither a number of GPUs nor ids like 0,2"),
     "a gpu twice": (("--gpus", "1,1"), "names a GPU twice"),
-    "too many gpus": (("--gpus", "9999"), "gpus must be from 0 to 1024"),
+    "too many gpus": (("--gpus", "9999"), "more than any machine has; the most is 1024"),
 }
 
 

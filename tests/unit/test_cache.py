@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtask.errors import UsageError
-from mtask.worker import cache as module
+from mtask.worker.child import cache as module
 from mtask.worker.child.cache import VERIFY_S, Cache, version_of
 
 fsspec = pytest.importorskip("fsspec")

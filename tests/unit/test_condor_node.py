@@ -136,7 +136,7 @@ def test_a_command_finds_the_same_around_it(tmp_path, manager, forks):
         [ "$(ps -o pgid= $$)" -eq $$ ] && ls -A "$TMPDIR" && touch "$TMPDIR/file"; exit $x
     """
     env = job(manager, tmp_path, tasks=[{"x": x} for x in (0, 3, 0)], shell=script, retries=0)
-    rows = run(tmp_path, env, forks=forks)
+    rows = sorted(run(tmp_path, env, forks=forks), key=lambda row: row.index)
     assert [row.exit_code for row in rows] == [0, 3, 0]
     for index, row in enumerate(rows):
         stdin, stdout, stderr, *masks, mine = row.stdout.splitlines()

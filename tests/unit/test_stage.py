@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtask.model import UNKNOWN, Reason
-from mtask.worker import stage as module
+from mtask.worker.child import stage as module
 from mtask.worker.child.stage import Stage, StageError, put_whole
 
 
