@@ -361,7 +361,7 @@ def keepers(camp: Camp) -> list[int]:
     return found
 
 
-def stop(pid: int) -> bool:
+def stopped_between_looks(pid: int) -> bool:
     """SIGSTOP, but not while it holds a lock that others would wait for."""
     os.kill(pid, signal.SIGSTOP)
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
@@ -374,7 +374,7 @@ def stop(pid: int) -> bool:
 def test_up_while_the_old_keeper_still_ends(camp: Camp) -> None:
     camp.up("--workers", "1")
     (old,) = wait_until(lambda: keepers(camp), "the keeper runs", LONG_S)
-    wait_until(lambda: stop(old), "it is stopped between two looks")
+    wait_until(lambda: stopped_between_looks(old), "it is stopped between two looks")
     try:
         camp("down")
         camp.up("--workers", "1")
