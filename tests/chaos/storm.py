@@ -37,7 +37,7 @@ MOST_DEATHS = 8
 COMMAND = """
 worker=${MTASK_WORKER%-*}
 echo "$x $$ ${worker##*-} $(date +%s.%N)" >> "$folder/log"
-if [ "$kind" = poison ]; then kill -9 $PPID; fi
+if [ "$kind" = poison ]; then kill -9 $(cut -d' ' -f4 /proc/$PPID/stat); fi
 sleep "$seconds"
 [ "$kind" = plain ]
 """
