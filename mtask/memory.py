@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mtask.errors import SendError
 from mtask.model import Delivery, Message
-from mtask.queue import Depth, Extension, QueueLimits
+from mtask.queue import Depth, Extension, QueueLimits, encoded
 
 __all__ = ["MemoryQueue"]
 
@@ -60,14 +60,7 @@ class MemoryQueue:
         self._lanes: dict[str, MemoryQueue] = {}
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
-        unsent: list[tuple[Message, str]] = []
-        bodies: list[bytes] = []
-        for message in messages:
-            body = message.encode()
-            if len(body) <= LIMITS.message_bytes:
-                bodies.append(body)
-            else:
-                unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
+        bodies, unsent = encoded(messages, LIMITS.message_bytes)
         with self._changed:
             visible_s = self._clock() + delay_s
             for body, number in zip(bodies, self._numbers, strict=False):

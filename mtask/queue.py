@@ -24,6 +24,7 @@ __all__ = [
     "Queue",
     "QueueLimits",
     "Standing",
+    "encoded",
     "send_all",
 ]
 
@@ -192,6 +193,19 @@ class HandsOut(Protocol):
     def collects(self) -> bool:
         """Does the vendor run somebody who collects, too?"""
         ...
+
+
+def encoded(messages: Sequence[Message], most_bytes: int) -> tuple[list[bytes], list[tuple[Message, str]]]:
+    """The bodies of those that are not too large, and the others, each with what to say of it in a SendError."""
+    bodies: list[bytes] = []
+    unsent: list[tuple[Message, str]] = []
+    for message in messages:
+        body = message.encode()
+        if len(body) <= most_bytes:
+            bodies.append(body)
+        else:
+            unsent.append((message, f"{len(body)} bytes are more than {most_bytes}"))
+    return bodies, unsent
 
 
 def send_all(queue: Queue, messages: Sequence[Message], *, delay_s: float = 0, tries: int = 5) -> None:

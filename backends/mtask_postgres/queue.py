@@ -11,7 +11,7 @@ import msgspec
 
 from mtask.errors import BackendError, SendError
 from mtask.model import Delivery, Message
-from mtask.queue import Depth, Extension, QueueLimits
+from mtask.queue import Depth, Extension, QueueLimits, encoded
 from mtask_postgres.database import Database
 
 __all__ = ["CLOCK", "PostgresQueue"]
@@ -101,14 +101,7 @@ class PostgresQueue:
         """Shared by a queue and its lanes: in which of them a look found nothing, and how often they had rung by then."""
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
-        bodies: list[bytes] = []
-        unsent: list[tuple[Message, str]] = []
-        for message in messages:
-            body = message.encode()
-            if len(body) <= LIMITS.message_bytes:
-                bodies.append(body)
-            else:
-                unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
+        bodies, unsent = encoded(messages, LIMITS.message_bytes)
         database, channel = self._open(), self.database.address.schema
         portions = list(_portions(bodies))
         if len(portions) == 1:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mtask.errors import BackendError, SendError
 from mtask.model import Delivery, Message
-from mtask.queue import Depth, Extension, QueueLimits
+from mtask.queue import Depth, Extension, QueueLimits, encoded
 from mtask_sqlite.database import Database
 from mtask_sqlite.notify import Watch
 
@@ -88,14 +88,7 @@ class SqliteQueue:
         self._end_leases_of_other_boots(self._boot_id)
 
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
-        bodies: list[bytes] = []
-        unsent: list[tuple[Message, str]] = []
-        for message in messages:
-            body = message.encode()
-            if len(body) <= LIMITS.message_bytes:
-                bodies.append(body)
-            else:
-                unsent.append((message, f"{len(body)} bytes are more than {LIMITS.message_bytes}"))
+        bodies, unsent = encoded(messages, LIMITS.message_bytes)
         if bodies:
             database = self._open()
             waiter, hands_over = None, not (delay_s or database.writing)

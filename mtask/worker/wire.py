@@ -136,12 +136,8 @@ class Cell:
         stored, first = words[self.STORED], words[self.FIRST]
         closed, filled = stored >> 32, stored & 0xFFFFFFFF
         data = bytes(self.buffer[:filled])
-        if (
-            not stored
-            or portion != words[self.PORTION]
-            or closed != words[self.STORED] >> 32
-            or job != words[self.TASK] >> 32
-        ):
+        # Other lines come into the place of these, and another first one, only after a new portion or another job.
+        if not stored or portion != words[self.PORTION] or job != words[self.TASK] >> 32:
             return None
         return data[:closed], job, first, data[closed + HEADER.size :]
 

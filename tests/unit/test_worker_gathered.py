@@ -14,7 +14,7 @@ from mtask.model import Result, State
 from mtask.portion import Portion
 from mtask.worker import gathered
 from mtask.worker.dispatcher import Dispatcher
-from mtask.worker.gathered import GATHER_S, Gathered
+from mtask.worker.gathered import ENOUGH_BYTES, GATHER_S, Gathered
 from mtask.worker.held import Held
 from tests.unit.worker_kit import held_of
 
@@ -61,6 +61,24 @@ def test_to_pass_on_nothing_makes_nobody_wait() -> None:
     made.pass_on()
     made.add(held_of(), [done(0)], 1)
     assert made.due_s <= time.monotonic()
+
+
+def test_portions_of_quick_messages_go_together_and_much_goes_at_once() -> None:
+    recorder = FakeRecorder()
+    made = Gathered(recorder)  # type: ignore[arg-type]
+    held, passed_s = held_of(), time.monotonic()
+    made.add_portion(held, Portion("bag", 0, 1, b"{}\n"))
+    assert made.due_s <= time.monotonic(), "nothing preceded it"
+    made.pass_on()
+    for number in (1, 2):
+        made.add_portion(held, Portion("bag", number, 1, b"{}\n"))
+    assert made.awaited
+    assert passed_s < made.due_s <= time.monotonic() + GATHER_S
+    assert len(recorder.portions) == 1
+    made.add_portion(held, Portion("bag", 3, 1, b" " * ENOUGH_BYTES))
+    assert made.due_s <= time.monotonic()
+    made.pass_on()
+    assert [portion.first for _, portion in recorder.portions] == [0, 1, 2, 3]
 
 
 def test_what_somebody_was_told_waits_for_others_but_no_longer_than_they() -> None:
