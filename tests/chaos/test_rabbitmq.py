@@ -38,6 +38,7 @@ def test_of_three_workers_one_is_killed_and_all_rows_are_right(site: Site) -> No
 
 
 def test_a_broker_that_is_killed_and_started_again_loses_nothing(site: Site, mortal_rabbitmq: Broker) -> None:
+    mortal_rabbitmq.written_down(site.env["MTASK_QUEUE"])
     bag = site.submit("work", 5000, lease_s=20, seconds=0.002)
     workers = [site.start_worker("-j", "2") for _ in range(2)]
     wait_for(lambda: bag.counts().done > 500, "the bag is under way", timeout_s=60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -127,6 +129,17 @@ class Broker:
         name = name or f"q{next(self._names)}-{uuid4().hex[:6]}"
         vhost = f"/{vhost}" if vhost else ""
         return f"amqp://{USER}@127.0.0.1:{self.port}{vhost}/{name}" + (f"?{options}" if options else "")
+
+    def written_down(self, url: str) -> None:
+        """Wait until the broker has the queue in its list of queues on disk, a second after it was made. Killed before that,
+        it comes back with a queue that is empty and answers nobody, for it has no leader: RabbitMQ 3.10."""
+        name = urlsplit(url).path.rpartition("/")[2].encode()
+        (names,) = self.folder.glob("data/*/quorum/*/names.dets")
+        pattern = re.compile(rb"%2F_" + re.escape(name) + rb"(?!\.dead)")
+        deadline = time.monotonic() + 10
+        while not pattern.search(names.read_bytes()):
+            assert time.monotonic() < deadline, f"{name!r} is not in {names}"
+            time.sleep(0.05)
 
     def control(self, *args: str) -> str:
         """What `rabbitmqctl` says."""
