@@ -165,6 +165,8 @@ class Executor(futures.Executor):
         anybody could miss them there. A callback may take long: a future that has one waits for `_on_written`."""
         left = self._give(portion.results(), waits=False)
         self._note(portion.count)
+        if not (self._sent or self._waiting):
+            time.sleep(0)  # whoever waited for it goes first: nothing is urgent here
         return not left
 
     def _on_written(self, results: Sequence[Result | Portion]) -> None:

@@ -280,9 +280,9 @@ class Worker:
             tick_s = IDLE_TICK_S if not (busy or waiting or self.draining) else TICK_S
             next_tick_s = min(next_tick_s, now + tick_s)
             if now >= next_tick_s or self._written:
-                next_tick_s = now + tick_s
+                next_tick_s, written, self._written = now + tick_s, self._written, False
                 self._tick(now)
-                if not self.draining and until is not None and self._written_or_idle(busy):
+                if not self.draining and until is not None and (written or not busy):
                     with contextlib.suppress(UnavailableError):
                         if until():
                             self._drain("done", None)
@@ -293,10 +293,6 @@ class Worker:
                 self._drain("its time is over", None)
             if self.options.max_tasks is not None and self.outcomes.ended >= self.options.max_tasks:
                 self._drain("it has run enough tasks", None)
-
-    def _written_or_idle(self, busy: bool) -> bool:
-        written, self._written = self._written, False
-        return written or not busy
 
     def _tell_written(self, rows: Sequence[Result | Portion]) -> None:
         self._tell_others(rows)
