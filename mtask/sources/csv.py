@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from mtask.errors import InputError, UsageError
@@ -85,7 +85,8 @@ class _Reader:
         self._line = 1
         """The line on which the next row begins."""
         delimiter = self._header(delimiter)
-        self._rows = csv.reader(self._lines(), delimiter=delimiter, strict=True)
+        lines = chain(filter(None, self._ahead), self._text)
+        self._rows = csv.reader(lines, delimiter=delimiter, strict=True)
         found = self._read(1)
         while found == [[]]:
             self._line += 1
@@ -119,11 +120,6 @@ class _Reader:
             return self._text.readline()
         except UnicodeDecodeError as error:
             raise self._not_utf8(error) from None
-
-    def _lines(self) -> Any:
-        yield from filter(None, self._ahead)
-        self._ahead = []
-        yield from self._text
 
     def _read(self, count: int) -> list[list[str]]:
         rows: list[list[str]] = []
