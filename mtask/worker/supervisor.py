@@ -28,6 +28,7 @@ from mtask.worker.ahead import Ahead
 from mtask.worker.bags import Bags
 from mtask.worker.capabilities import found
 from mtask.worker.dispatcher import Dispatcher
+from mtask.worker.ending import Ending
 from mtask.worker.expenses import Expenses
 from mtask.worker.gathered import Gathered
 from mtask.worker.held import Held, Job
@@ -35,7 +36,7 @@ from mtask.worker.inbox import Inbox
 from mtask.worker.leases import LeaseKeeper
 from mtask.worker.limits import Limits
 from mtask.worker.notes import Notes
-from mtask.worker.options import LEAST_TO_SAVE_S, Options, time_to_save_s
+from mtask.worker.options import Options
 from mtask.worker.orphans import watch_for_orphans
 from mtask.worker.outcomes import Outcomes
 from mtask.worker.pulse import Pulse
@@ -176,11 +177,8 @@ class Worker:
             self._watcher = Watcher(
                 options.notices, lambda notice: self._inbox.post(lambda: self._noticed(notice))
             )
-        self._drain_reason: str | None = None
-        self._term_at_s: float | None = None
-        self._kill_at_s: float | None = None
+        self._ending = Ending(options)
         self._written, self._tell_others = False, on_written
-        self._idle_since_s = 0.0
         self._error: BaseException | None = None
         """Why it has to stop, if something is wrong."""
 
@@ -213,7 +211,7 @@ class Worker:
 
     @property
     def draining(self) -> bool:
-        return self._drain_reason is not None
+        return self._ending.reason is not None
 
     # -- before it runs -----------------------------------------------------------------------------
 
@@ -255,7 +253,8 @@ class Worker:
             raise self._error
 
     def _loop(self, until: Callable[[], bool] | None) -> None:
-        began_s = self._idle_since_s = next_tick_s = time.monotonic()
+        self._ending.start()
+        next_tick_s = time.monotonic()
         busy = False
         while True:
             wait_s = min(next_tick_s, self._gathered.due_s, self._dispatcher.due_s) - time.monotonic()
@@ -276,23 +275,18 @@ class Worker:
             now, busy = time.monotonic(), any(slot.jobs for slot in self.slots)
             waiting = self._dispatcher.ready or self._receiver.held_back
             if busy or was_busy or waiting or self.notes.troubled("queue"):  # which may be full
-                self._idle_since_s = now
+                self._ending.busy()
             tick_s = IDLE_TICK_S if not (busy or waiting or self.draining) else TICK_S
             next_tick_s = min(next_tick_s, now + tick_s)
             if now >= next_tick_s or self._written:
                 next_tick_s, written, self._written = now + tick_s, self._written, False
-                self._tick(now)
+                self._tick()
                 if not self.draining and until is not None and (written or not busy):
                     with contextlib.suppress(UnavailableError):
                         if until():
                             self._drain("done", None)
-            idle_s, limit_s = self.options.idle_exit_s, self.options.max_runtime_s
-            if idle_s is not None and now - self._idle_since_s >= idle_s:
-                self._drain("idle", None)
-            if limit_s is not None and now - began_s >= limit_s:
-                self._drain("its time is over", None)
-            if self.options.max_tasks is not None and self.outcomes.ended >= self.options.max_tasks:
-                self._drain("it has run enough tasks", None)
+            if (reason := self._ending.limit_reached(self.outcomes.ended)) is not None:
+                self._drain(reason, None)
 
     def _tell_written(self, rows: Sequence[Result | Portion]) -> None:
         self._tell_others(rows)
@@ -322,7 +316,7 @@ class Worker:
 
     def _on_round(self) -> None:
         self._dispatcher.rounds += 1
-        self._idle_since_s = time.monotonic()  # also if nothing of what came had to be run
+        self._ending.busy()  # also if nothing of what came had to be run
 
     def _stop(self) -> None:
         """Recorder and LeaseKeeper go last, because they keep what the others still finish."""
@@ -338,11 +332,11 @@ class Worker:
         self.submits.abandon()
         self._gathered.pass_on()
         self._recorder.stop()
+        if self._error is not None:
+            self._ending.begin(str(self._error), 0)
         while self._recorder.is_alive():
             self._inbox.read()  # a second signal hurries
-            if self._kill_at_s is None:
-                self._kill_at_s = time.monotonic()
-            self._recorder.give_up_at(self._kill_at_s + LAST_WRITES_S)
+            self._recorder.give_up_at(self._ending.kill_at_s + LAST_WRITES_S)
             self._recorder.join(TICK_S)
         self._keeper.stop()
         self._keeper.join()
@@ -377,15 +371,14 @@ class Worker:
         self._error = self._error or error
         self._drain(str(error), 0)
 
-    def _tick(self, now_s: float) -> None:
+    def _tick(self) -> None:
+        to_save_s = self._ending.to_save_s()
         for slot in self.slots:
             slot.check()
             if slot.runner is None or not slot.jobs:
                 continue
-            if self._term_at_s is not None and self._kill_at_s is not None and now_s >= self._term_at_s:
-                slot.runner.stop_task(
-                    Cause.INTERRUPTED, grace_s=max(LEAST_TO_SAVE_S, self._kill_at_s - now_s)
-                )
+            if to_save_s is not None:
+                slot.runner.stop_task(Cause.INTERRUPTED, grace_s=to_save_s)
             elif not self.draining:
                 self._dispatcher.relieve(slot.runner)
         self._dispatcher.give_back_stuck()
@@ -393,14 +386,8 @@ class Worker:
     # -- stopping -----------------------------------------------------------------------------------
 
     def _drain(self, reason: str, grace_s: float | None) -> None:
-        grace_s = self.options.grace_s if grace_s is None else grace_s
-        kill_at_s = time.monotonic() + grace_s
-        term_at_s = kill_at_s - time_to_save_s(grace_s)
-        self._kill_at_s = kill_at_s if self._kill_at_s is None else min(self._kill_at_s, kill_at_s)
-        self._term_at_s = term_at_s if self._term_at_s is None else min(self._term_at_s, term_at_s)
-        if self.draining:
+        if not self._ending.begin(reason, grace_s):
             return
-        self._drain_reason = reason
         if self._role_keeper is not None:  # others take its role
             self._role_keeper.stop()
         self._receiver.stop()

@@ -121,9 +121,25 @@ def test_a_bug_in_the_main_loop_ends_commands_too(place: Place, monkeypatch: pyt
     run = Run(place.worker())
     wait_until(lambda: run.worker.slots[0].jobs)
     pid = run.worker.slots[0].runner.pid  # type: ignore[union-attr]
-    monkeypatch.setattr(run.worker, "_tick", lambda now_s: 1 / 0)
+    monkeypatch.setattr(run.worker, "_tick", lambda: 1 / 0)
     assert isinstance(run.ended(), ZeroDivisionError)
     assert not exists(pid)
+
+
+def test_a_worker_looks_at_its_slots_by_the_clock_whatever_was_written(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = place.submit_command([{"x": 0}], run="sleep {x}")
+    run, ticks = Run(place.worker()), list[int]()
+    wait_until(bag.finished)
+    monkeypatch.setattr(run.worker, "_tick", lambda: ticks.append(1))
+    for _ in range(200):
+        passed = threading.Event()
+        run.worker._inbox.post(passed.set)
+        assert passed.wait(10)
+    assert len(ticks) < 100
+    run.worker.drain()
+    assert run.ended() is None
 
 
 def test_whoever_tells_a_worker_that_has_ended_to_stop_writes_into_nobodys_file(place: Place) -> None:
