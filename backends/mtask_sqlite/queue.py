@@ -6,7 +6,6 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,15 +45,6 @@ class _Token(NamedTuple):
     """A random number, the same for all messages taken at once, another for each time."""
 
 
-class _Waiter:
-    """A `receive` that waits, to which a `send` of the same process may hand over what it sends."""
-
-    def __init__(self, most: int, lease_s: float) -> None:
-        self.most, self.lease_s = most, lease_s
-        self.deliveries: list[Delivery] = []
-        self.served = threading.Event()
-
-
 class SqliteQueue:
     """One lane of the queue in a database.
 
@@ -80,7 +70,6 @@ class SqliteQueue:
         self._clock = clock or lease_clock
         self._closed = False
         self._local = threading.local()
-        self._waiters: deque[_Waiter] = deque()
         self._wakes = 0
         self._idle_s = 0.0
         """How long the last calls of `receive` waited in vain."""
@@ -90,21 +79,9 @@ class SqliteQueue:
     def send(self, messages: Sequence[Message], *, delay_s: float = 0) -> None:
         bodies, unsent = encoded(messages, LIMITS.message_bytes)
         if bodies:
-            database = self._open()
-            waiter, hands_over = None, not (delay_s or database.writing)
-            try:
-                with database.write() as connection:
-                    # When its turn has come, not before: who is claimed waits for the end of this.
-                    while hands_over and (waiter := self._first_waiter()) is not None:
-                        if self._claim(waiter):
-                            break
-                    given = self._insert(connection, bodies, self._clock() + delay_s, waiter)
-                    database.tell()
-                if waiter is not None:
-                    waiter.deliveries = given
-            finally:  # also when this is interrupted: else the waiter would wait for ever
-                if waiter is not None and waiter not in self._waiters:
-                    waiter.served.set()
+            with self._open().write() as connection:
+                self._insert(connection, bodies, self._clock() + delay_s)
+                self.database.tell()
         if unsent:
             raise SendError(unsent)
 
@@ -132,45 +109,13 @@ class SqliteQueue:
                 if next_at is not None and next_at <= self._clock():
                     break
                 left = wait_s - waited
-                waiter = _Waiter(min(max_messages, LIMITS.receive_batch), lease_s)
-                self._waiters.append(waiter)
-                try:
-                    self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
-                except BaseException:
-                    self.release(self._withdraw(waiter))
-                    raise
-                if deliveries := self._withdraw(waiter):
-                    self._idle_s = 0.0
-                    return deliveries
+                self._wait(left if next_at is None else min(left, next_at - self._clock()), waited)
                 database = self._open()
             version = seen
 
     def wake(self) -> None:
         self._wakes += 1
         self.database.ring()
-
-    def _first_waiter(self) -> _Waiter | None:
-        """One who waits in this process: what it is given as it is sent, it needn't take in a transaction of its own."""
-        try:
-            return self._waiters[0]
-        except IndexError:
-            return None
-
-    def _claim(self, waiter: _Waiter) -> bool:
-        """Does it still wait? Then it waits for whoever has claimed it from now on."""
-        try:
-            self._waiters.remove(waiter)
-        except ValueError:
-            return False
-        return True
-
-    def _withdraw(self, waiter: _Waiter) -> list[Delivery]:
-        """What it was given; nothing more will be."""
-        try:
-            self._waiters.remove(waiter)
-        except ValueError:  # somebody has claimed it, and is about to commit, or to fail
-            waiter.served.wait()
-        return waiter.deliveries
 
     def _wait(self, longest_s: float, waited_s: float) -> None:
         """For another process or thread to send something."""
@@ -247,25 +192,16 @@ class SqliteQueue:
             raise BackendError(f"the queue in {self.database.path} is closed")
         return self.database
 
-    def _insert(
-        self, connection: sqlite3.Connection, bodies: list[bytes], visible_at: float, waiter: _Waiter | None
-    ) -> list[Delivery]:
-        """Returns what the waiter holds of it."""
+    def _insert(self, connection: sqlite3.Connection, bodies: list[bytes], visible_at: float) -> None:
         last = connection.execute("SELECT coalesce(max(id), 0) FROM message").fetchone()[0]
-        rows = list(enumerate(bodies, last + 1))
-        given = rows[: waiter.most] if waiter is not None else []
-        if waiter is not None:
-            lease = _new_lease()
-            connection.executemany(
-                "INSERT INTO message (id, lane, visible_at, token, deliveries) VALUES (?, ?, ?, ?, 1)",
-                [(number, self._name, visible_at + waiter.lease_s, lease) for number, _ in given],
-            )
+        numbers = range(last + 1, last + 1 + len(bodies))
         connection.executemany(
             "INSERT INTO message (id, lane, visible_at) VALUES (?, ?, ?)",
-            [(number, self._name, visible_at) for number, _ in rows[len(given) :]],
+            [(number, self._name, visible_at) for number in numbers],
         )
-        connection.executemany("INSERT INTO message_body (id, body) VALUES (?, ?)", rows)
-        return [Delivery(body=body, token=_Token(number, lease), deliveries=1) for number, body in given]
+        connection.executemany(
+            "INSERT INTO message_body (id, body) VALUES (?, ?)", zip(numbers, bodies, strict=True)
+        )
 
     def _take(self, database: Database, max_messages: int, lease_s: float) -> list[Delivery]:
         # Leases end with the machine's boot anyway: a power cut may take them back.
