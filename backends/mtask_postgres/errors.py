@@ -13,6 +13,7 @@ from mtask_postgres.address import Address
 
 __all__ = ["connect_error", "translated"]
 
+_NO_STATEMENT, _PROTOCOL = "26000", "08P01"
 # Five characters: a code of the manual's appendix "PostgreSQL Error Codes"; two: the first ones of a class.
 _BY_CODE: dict[str, tuple[type[BackendError], str]] = {
     "08": (UnavailableError, "the connection was lost"),
@@ -22,7 +23,7 @@ _BY_CODE: dict[str, tuple[type[BackendError], str]] = {
     ),
     "25P02": (UnavailableError, "the transaction was given up because of an earlier error"),
     "25P03": (UnavailableError, "the server ended the transaction, which took too long for it"),
-    "26000": (
+    _NO_STATEMENT: (
         UnusableError,
         "a pooler changes the connection under prepared statements: add prepare=no to the URL",
     ),
@@ -84,6 +85,8 @@ def connect_error(error: psycopg.Error, address: Address, *, first: bool) -> Bac
 
 def _of(error: psycopg.Error, address: Address) -> BackendError:
     code = error.sqlstate or ""
+    if code == _PROTOCOL and "_pg3_" in _text(error):  # psycopg's names of prepared statements
+        code = _NO_STATEMENT
     for known in (code, code[:2]):
         if known in _BY_CODE:
             kind, hint = _BY_CODE[known]

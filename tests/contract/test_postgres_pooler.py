@@ -8,14 +8,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import psycopg
 import pytest
 
 from mtask.doctor import Finding
-from mtask.errors import UnusableError
+from mtask.errors import UnavailableError, UnusableError
 from mtask.model import Counts
 from mtask.testing.samples import a_bag, a_done, a_message, index_of, messages
 from mtask_postgres import Database, PostgresQueue, PostgresTable, diagnose, open_queue
 from mtask_postgres.address import address_of
+from mtask_postgres.errors import translated
 from tests.servers.postgres import Postgres, pooler
 
 PATIENCE_S = 30.0
@@ -69,6 +71,24 @@ def test_prepared_statements_need_a_pooler_that_passes_them_on(postgres: Postgre
 
         with pytest.raises(UnusableError, match="prepare=no"), ThreadPoolExecutor(6) as threads:
             list(threads.map(work, range(6)))
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        (
+            'bind message supplies 4 parameters, but prepared statement "_pg3_1" requires 5',
+            UnusableError,
+        ),
+        ("query_wait_timeout", UnavailableError),
+    ],
+)
+def test_a_statement_of_another_connection_is_told_from_other_troubles(
+    problem: str, kind: type[Exception]
+) -> None:
+    address = address_of("postgresql://me@127.0.0.1/mtask")
+    with pytest.raises(kind, match=problem), translated(address):
+        raise psycopg.errors.ProtocolViolation(problem)
 
 
 def test_all_works_in_session_mode(postgres: Postgres) -> None:
