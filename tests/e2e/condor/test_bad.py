@@ -55,7 +55,7 @@ def test_a_job_that_was_held_goes_on_when_it_is_released(pool, manager):
     pool.run("condor_hold", "-reason", "the disk is being mended", name)
     assert f"job {name} is held: the disk is being mended (by user" in trouble(bag)
     # HTCondor forgets one that is released before it has left its machine, until something else comes or goes.
-    wait_until(lambda: [name.split(".") + ["undefined"]] == pool.jobs("RemoteHost"), "its machine is free")
+    wait_until(lambda: [*name.split("."), "undefined"] in pool.jobs("RemoteHost"), "its machine is free")
     pool.run("condor_release", name)
     assert bag.wait(timeout_s=PATIENCE_S) == Counts(total=1, done=1)
 
