@@ -29,10 +29,12 @@ class Ending:
         """It isn't idle just now."""
         self._busy_s = time.monotonic()
 
-    def limit_reached(self, ended: int) -> str | None:
-        """The reason to drain that its options give by now; `ended`: so many attempts have."""
+    def limit_reached(self, ended: int, vain_s: float) -> str | None:
+        """The reason to drain that its options give by now. `ended`: so many attempts have; `vain_s`: when it began to
+        ask the queue, the last time that there was nothing: a queue or table that is slow makes nobody idle."""
         options, now_s = self._options, time.monotonic()
-        if options.idle_exit_s is not None and now_s - self._busy_s >= options.idle_exit_s:
+        nothing = vain_s >= self._busy_s
+        if options.idle_exit_s is not None and nothing and now_s - self._busy_s >= options.idle_exit_s:
             return "idle"
         if options.max_runtime_s is not None and now_s - self._began_s >= options.max_runtime_s:
             return "its time is over"

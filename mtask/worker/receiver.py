@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -81,6 +82,7 @@ class Receiver(Service):
         self._queue, self._notes, self._on_round = queue, notes, on_round
         options = options or Options()
         self._long_poll_s = ROLES_POLL_S if options.takes else LONG_POLL_S
+        self._idle_poll_s = math.inf if options.idle_exit_s is None else max(0.1, options.idle_exit_s / 2)
         self._lanes = ServedLanes(
             table, can or Capabilities(), notes, roles=options.roles, listed=options.lanes
         )
@@ -91,6 +93,8 @@ class Receiver(Service):
         self._looked_s = -LOOK_S
         self.ended = False
         """Will no further message come?"""
+        self.vain_s = -math.inf
+        """When the last request began to which the answer was that there is nothing (monotonic clock)."""
         self.held_back = False
         """Is there something in a lane that this worker serves, which only a limit keeps from starting?"""
         self._wake = threading.Condition()
@@ -168,6 +172,7 @@ class Receiver(Service):
                 self._asking, wish = True, self._wish
             assert wish is not None
             lease_s = min(self._inspector.next_lease_s, self._queue.limits.lease_s)
+            began_s = time.monotonic()
             try:
                 lane, asked_s, deliveries = self._receive(wish, lease_s)
             except BackendError as error:
@@ -187,6 +192,8 @@ class Receiver(Service):
                 except BackendError as error:
                     self._notes.trouble("table", error)
                 self._on_round()
+            else:
+                self.vain_s = began_s
 
     def _receive(self, wish: Wish, lease_s: float) -> tuple[Lane, float, list[Delivery]]:
         """From the first lane, in turn, that has something for this wish: (lane, time before the request,
@@ -195,6 +202,7 @@ class Receiver(Service):
         # A lease may begin with the request or with the answer: it must be long enough for both.
         patient, lanes = limits.wait_s < 3600, self._lanes.in_turn()
         wait_s = min(self._long_poll_s if patient else SHORT_POLL_S, limits.wait_s, lease_s / 4)
+        wait_s = min(wait_s, self._idle_poll_s)
         if len({lane.name for lane in lanes if not lane.front}) > 1:
             wait_s = min(wait_s, LANES_POLL_S if patient or limits.hears_lanes else LANES_SHORT_POLL_S)
         if not lanes:  # it has no role, or nobody asks for it

@@ -285,7 +285,8 @@ class Worker:
                     with contextlib.suppress(UnavailableError):
                         if until():
                             self._drain("done", None)
-            if (reason := self._ending.limit_reached(self.outcomes.ended)) is not None:
+            vain_s = self._receiver.vain_s
+            if (reason := self._ending.limit_reached(self.outcomes.ended, vain_s)) is not None:
                 self._drain(reason, None)
 
     def _tell_written(self, rows: Sequence[Result | Portion]) -> None:

@@ -706,6 +706,27 @@ def test_a_worker_is_not_idle_when_a_task_has_just_ended(place: Place) -> None:
     assert bag.counts().done == 3
 
 
+def test_a_worker_is_not_idle_while_the_queue_takes_long_to_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bag = place.submit_command([{"x": 0}], run="sleep {x}")
+    queue, answers, ticks = Wrapper(place.queue), threading.Event(), list[int]()
+
+    def slow(receive: Callable[..., Any], **options: Any) -> Any:
+        assert answers.wait(30)
+        return receive(**options)
+
+    queue.faults["receive"] = slow
+    worker = place.worker(queue=queue, idle_exit_s=0.1)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_tick", lambda tick=worker._tick: (tick(), ticks.append(1)))
+    run = Run(worker)
+    wait_until(lambda: len(ticks) >= 3)  # each half a second after the last
+    assert not worker.draining
+    answers.set()
+    assert run.ended() is None
+    assert bag.counts().done == 1
+
+
 def test_a_worker_is_not_idle_while_a_limit_holds_its_tasks_back(place: Place) -> None:
     bag = place.submit("double", [{"x": x} for x in range(3)], rate=1.0)
     place.submit("double", [{"x": 1}], bag="other", rate=1.0, gpus=1)  # which it can't serve
