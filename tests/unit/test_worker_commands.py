@@ -390,7 +390,7 @@ def test_a_runner_that_is_closed_kills_what_it_runs() -> None:
     host = FakeHost()
     made = CommandRunner(host)
     made.start(Job(_held([[1]], kind="run", target=("sleep", "600")), 0, 1))
-    host.run_until(lambda: made._cell.words[Cell.COMMAND])
+    host.run_until(lambda: made._cell.words[Cell.COMMAND] > 0)  # less: it is being started
     pids = made.pid, made._cell.words[Cell.COMMAND]
     assert all(map(exists, pids))
     made.close()
