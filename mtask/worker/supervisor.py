@@ -333,7 +333,7 @@ class Worker:
         self.submits.abandon()
         self._gathered.pass_on()
         self._recorder.stop()
-        if self._error is not None:
+        if not self.draining:  # an error ended its loop
             self._ending.begin(str(self._error), 0)
         while self._recorder.is_alive():
             self._inbox.read()  # a second signal hurries

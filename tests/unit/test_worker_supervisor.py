@@ -201,6 +201,18 @@ def test_who_must_go_while_the_table_is_away_says_so_and_acknowledges_nothing(
     assert place.queue.depth().ready == 1
 
 
+def test_a_bug_in_the_main_loop_ends_who_waits_for_a_table_that_is_away(
+    place: Place, table: Wrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LAST_WRITES_S", 0.5)
+    place.submit("double", [{"x": 1}])
+    table.faults["record"] = unavailable
+    run = Run(place.worker(table=table))
+    wait_until(lambda: place.said)
+    monkeypatch.setattr(run.worker, "_tick", lambda: 1 / 0)
+    assert isinstance(run.ended(), ZeroDivisionError)
+
+
 def test_who_cant_write_its_results_didnt_die_where_releases_are_counted(
     place: Place, queue: Wrapper, table: Wrapper
 ) -> None:
